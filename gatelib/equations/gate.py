@@ -1,0 +1,90 @@
+"""The generic gate, y = g x, as equations: one `Spec` for each way to get g from a preactivation a.
+Imports `gatelib.spec`.
+Must not import NumPy, torch, or another floor.
+
+Symbols: `a` preactivation, `x` gated value, `t` temperature, `u` uniform noise in (0, 1).
+A noise-free gate is the noisy one at u = 1/2, where the noise is zero.
+"""
+
+from gatelib.spec import Spec
+
+SIGMOID = Spec.parse(
+    "sigmoid",
+    "a x -> y",
+    """
+    g = sigmoid(a)
+    y = g*x""",
+)
+TEMPERED = Spec.parse(
+    "tempered",
+    "a t x -> y",
+    """
+    g = sigmoid(a/t)
+    y = g*x""",
+)
+HARD_SIGMOID = SIGMOID.replace(g="hardsigmoid(a)")
+SOFTMAX = SIGMOID.replace(g="softmax(a)")
+EXP = SIGMOID.replace(g="exp(a)")
+RELU = SIGMOID.replace(g="relu(a)")
+RELU_SQUARED = SIGMOID.replace(g="relu(a)**2")
+LINEAR = SIGMOID.replace(g="identity(a)")
+STEP = SIGMOID.replace(g="step(a)")
+
+CONCRETE = Spec.parse(
+    "concrete",
+    "a t u x -> y",
+    """
+    l = log(u) - log(1 - u)
+    g = sigmoid((a + l)/t)
+    y = g*x""",
+)
+GUMBEL_SOFTMAX = Spec.parse(
+    "gumbel_softmax",
+    "a t u x -> y",
+    """
+    l = -log(-log(u))
+    g = softmax((a + l)/t)
+    y = g*x""",
+)
+HARD_CONCRETE = Spec.parse(
+    "hard_concrete",
+    "a t u x -> y",
+    """
+    l = log(u) - log(1 - u)
+    s = sigmoid((a + l)/t)
+    r = 1.2*s - 0.1
+    g = 1 - relu(1 - relu(r))
+    y = g*x""",
+)
+HARD_CONCRETE_MEAN = Spec.parse(
+    "hard_concrete_mean",
+    "a x -> y",
+    """
+    s = sigmoid(a)
+    r = 1.2*s - 0.1
+    g = 1 - relu(1 - relu(r))
+    y = g*x""",
+)
+INTERPOLATION = Spec.parse(
+    "interpolation",
+    "a b g -> y",
+    """
+    y = (1 - g)*a + g*b""",
+)
+
+ALL = {
+    "sigmoid": SIGMOID,
+    "tempered": TEMPERED,
+    "hard_sigmoid": HARD_SIGMOID,
+    "softmax": SOFTMAX,
+    "exp": EXP,
+    "relu": RELU,
+    "relu_squared": RELU_SQUARED,
+    "linear": LINEAR,
+    "step": STEP,
+    "concrete": CONCRETE,
+    "gumbel_softmax": GUMBEL_SOFTMAX,
+    "hard_concrete": HARD_CONCRETE,
+    "hard_concrete_mean": HARD_CONCRETE_MEAN,
+    "interpolation": INTERPOLATION,
+}
