@@ -1,0 +1,70 @@
+# The two commands are `make book` and `make test`. Each installs what it needs on its first run.
+.DEFAULT_GOAL := help
+.PHONY: help book test chapters lab text execute bench pdf clean distclean
+
+PYTHON ?=
+CHAPTER ?=
+FRESH ?=
+TIMED ?=
+PY := .venv/bin/python
+READY := .venv/.ready
+
+help:
+	@echo "make book       build the book; prints the path of its first page"
+	@echo "make test       everything that shows the book is true (FRESH=1: forget what passed)"
+	@echo "make chapters   the chapters alone, compared with their stored outputs"
+	@echo "make execute    run chapters and store outputs (CHAPTER=06_lstm, TIMED=1)"
+	@echo "make text       pair chapters with text twins that are easy to edit"
+	@echo "make lab        JupyterLab on the chapters"
+	@echo "make bench      benchmarks against peers"
+	@echo "make pdf        the book as one PDF"
+	@echo "make clean      remove what was built (distclean: the environment too)"
+
+# The environment is made once, and again when the lock or the package's metadata change.
+$(READY): requirements.lock pyproject.toml
+	@set -e; found=; \
+	for python in $(PYTHON) .venv/bin/python python3.11 python3 python; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	    found="$$python"; break; fi; done; \
+	if [ -z "$$found" ]; then \
+	  echo "Python 3.11 is needed, the version that the locked packages and stored outputs are for."; \
+	  echo "Install it, or name it: make PYTHON=/path/to/python3.11 ..."; exit 1; fi; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi; \
+	echo "Installing the locked packages into .venv (some minutes, once)"; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	touch $@
+
+book: $(READY)
+	@$(PY) tools/stages.py $(if $(FRESH),--fresh) book
+	@echo "$(CURDIR)/_build/html/index.html"
+
+test: $(READY)
+	@$(PY) tools/stages.py $(if $(FRESH),--fresh) test
+
+chapters: $(READY)
+	@$(PY) tools/stages.py $(if $(FRESH),--fresh) chapters
+
+execute: $(READY)
+	@$(PY) tools/notebooks.py $(if $(TIMED),--timed) $(CHAPTER)
+
+text: $(READY)
+	@$(PY) tools/notebooks.py --text $(CHAPTER)
+
+lab: $(READY)
+	@$(PY) tools/notebooks.py --lab
+
+bench: $(READY)
+	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+	  echo "$$script"; $(PY) "$$script"; done
+
+pdf: book
+	@$(PY) tools/pdf.py
+
+clean:
+	rm -rf _build _vendor *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+	  .ruff_cache .jupyter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
