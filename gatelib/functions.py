@@ -1,0 +1,177 @@
+"""The functions that a gate's equations may use, each with its derivative in terms of its value.
+
+Imports SymPy.
+Must not import any other floor of gatelib.
+
+A nonlinearity such as σ has the derivative y(1 − y), where y is the value already computed.
+SymPy's own functions do not know this, so each function here is a class of ours with four facts:
+how it is set in LaTeX, its derivative by value, its exact form in SymPy's own functions (for proofs
+and limits), and, for the few that look across the features, how an adjoint is pulled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sympy as sp
+
+Expr = Any
+"""A SymPy expression. SymPy is not typed, so this name is documentation."""
+
+HALF = sp.Rational(1, 2)
+
+
+class Elementwise(sp.Function):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """A function of scalars, applied to every element on its own."""
+
+    tex = ""
+
+    def derivative(self, position: int, value: Expr) -> Expr:
+        """Partial derivative by argument `position`; `value` stands for the function's value."""
+        raise NotImplementedError
+
+    def exact(self) -> Expr:
+        """The same function in SymPy's own functions."""
+        raise NotImplementedError
+
+
+class OverFeatures(sp.Function):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """A function of one vector, the last axis; its value is broadcast back to that axis."""
+
+    tex = ""
+
+    def pull(self, adjoint: Expr, value: Expr) -> Expr:
+        """The adjoint of the argument, given the adjoint of the value."""
+        raise NotImplementedError
+
+    def push(self, tangent: Expr, value: Expr) -> Expr:
+        """The tangent of the value, given the tangent of the argument."""
+        raise NotImplementedError
+
+
+FUNCTIONS: dict[str, type[Elementwise] | type[OverFeatures]] = {}
+
+
+def _elementwise(
+    name: str,
+    tex: str,
+    derivatives: Callable[..., tuple[Expr, ...]],
+    exact: Callable[..., Expr],
+    arguments: int = 1,
+) -> Any:
+    """Make and register an elementwise function; both rules take (value, *arguments)."""
+    body = {
+        "tex": tex,
+        "nargs": (arguments,),
+        "derivative": lambda self, position, value: derivatives(value, *self.args)[position],
+        "exact": lambda self: exact(*self.args),
+    }
+    FUNCTIONS[name] = type(name, (Elementwise,), body)
+    return FUNCTIONS[name]
+
+
+def _over_features(
+    name: str, tex: str, pull: Callable[..., Expr], push: Callable[..., Expr] | None = None
+) -> Any:
+    """Make and register a function over the features; rules take (value, argument, adjoint)."""
+    body = {
+        "tex": tex,
+        "nargs": (1,),
+        "pull": lambda self, adjoint, value: pull(value, self.args[0], adjoint),
+        "push": lambda self, tangent, value: (push or pull)(value, self.args[0], tangent),
+    }
+    FUNCTIONS[name] = type(name, (OverFeatures,), body)
+    return FUNCTIONS[name]
+
+
+def _roman(name: str) -> str:
+    return rf"\operatorname{{{name}}}"
+
+
+step = _elementwise(
+    "step",
+    r"\mathbb{1}_{>0}",
+    lambda y, x: (sp.S.Zero,),
+    lambda x: sp.Piecewise((1, x > 0), (0, True)),
+)
+sigmoid = _elementwise(
+    "sigmoid", r"\sigma", lambda y, x: (y * (1 - y),), lambda x: 1 / (1 + sp.exp(-x))
+)
+tanh = _elementwise(
+    "tanh",
+    r"\tanh",
+    lambda y, x: (1 - y**2,),
+    lambda x: (1 - sp.exp(-2 * x)) / (1 + sp.exp(-2 * x)),
+)
+identity = _elementwise("identity", _roman("id"), lambda y, x: (sp.S.One,), lambda x: x)
+relu = _elementwise("relu", _roman("relu"), lambda y, x: (step(x),), lambda x: sp.Max(0, x))
+exp = _elementwise("exp", r"\exp", lambda y, x: (y,), sp.exp)
+log = _elementwise("log", r"\log", lambda y, x: (1 / x,), sp.log)
+sqrt = _elementwise("sqrt", _roman("sqrt"), lambda y, x: (1 / (2 * y),), sp.sqrt)
+softplus = _elementwise(
+    "softplus", _roman("softplus"), lambda y, x: (sigmoid(x),), lambda x: sp.log(1 + sp.exp(x))
+)
+silu = _elementwise(
+    "silu",
+    _roman("silu"),
+    lambda y, x: (sigmoid(x) + y * (1 - sigmoid(x)),),
+    lambda x: x / (1 + sp.exp(-x)),
+)
+normal_pdf = _elementwise(
+    "normal_pdf",
+    r"\varphi",
+    lambda y, x: (-x * y,),
+    lambda x: sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi),
+)
+normal_cdf = _elementwise(
+    "normal_cdf",
+    r"\Phi",
+    lambda y, x: (normal_pdf(x),),
+    lambda x: (1 + sp.erf(x / sp.sqrt(2))) / 2,
+)
+gelu = _elementwise(
+    "gelu",
+    _roman("gelu"),
+    lambda y, x: (normal_cdf(x) + x * normal_pdf(x),),
+    lambda x: x * (1 + sp.erf(x / sp.sqrt(2))) / 2,
+)
+hardsigmoid = _elementwise(
+    "hardsigmoid",
+    _roman("hardsigmoid"),
+    lambda y, x: (step(x + 3) * step(3 - x) / 6,),
+    lambda x: sp.Min(1, sp.Max(0, x + 3) / 6),
+)
+maximum = _elementwise(
+    "maximum",
+    r"\max",
+    lambda y, a, b: (step(a - b), 1 - step(a - b)),
+    sp.Max,
+    arguments=2,
+)
+
+mean = _over_features("mean", _roman("mean"), lambda y, x, bar: mean(bar))
+total = _over_features("total", _roman("sum"), lambda y, x, bar: total(bar))
+softmax = _over_features("softmax", _roman("softmax"), lambda y, x, bar: y * (bar - total(bar * y)))
+normalize = _over_features(
+    "normalize",
+    _roman("norm"),
+    lambda y, x, bar: rstd(x) * (bar - mean(bar) - y * mean(bar * y)),
+)
+rstd = _over_features(
+    "rstd",
+    _roman("rstd"),
+    pull=lambda y, x, bar: -(y**2) * normalize(x) * mean(bar),
+    push=lambda y, x, dot: -(y**2) * mean(dot * normalize(x)),
+)
+
+
+def exact(expression: Expr) -> Expr:
+    """Rewrite `expression` in SymPy's own functions, so that SymPy can simplify and take limits.
+
+    Functions over the features stay as they are: SymPy treats them as unknown functions.
+    """
+    arguments = [exact(argument) for argument in expression.args]
+    if isinstance(expression, Elementwise):
+        return expression.func(*arguments).exact()
+    return expression.func(*arguments) if arguments else expression
