@@ -139,6 +139,15 @@ def test_straight_through_has_a_hard_value_and_the_gradient_of_its_stand_in(hard
     close(result["value"], d["dy"] * result["g"])
 
 
+@pytest.mark.parametrize("name", equations.ALL)
+def test_every_equation_bears_its_name_and_gates_what_it_is_given(name):
+    spec = equations.ALL[name]
+    assert spec.name in (name, f"{name}_gate")
+    assert [symbol.name for symbol in spec.outputs] == ["y"]
+    over_features = name in ("softmax", "gumbel_softmax")
+    assert spec.is_elementwise != over_features
+
+
 def test_the_true_derivative_of_a_step_is_zero():
     values = {"a": np.array([-2.0, 3.0]), "x": np.ones(2), "g_y": np.ones(2)}
     assert not np.any(call(equations.STEP.vjp(keep=""), values)["d_a"])
@@ -254,6 +263,21 @@ def test_gradcheck_passes_twice(kind):
 
 
 @pytest.mark.parametrize("kind", ["step", "bernoulli"])
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_low_precision_gates_open_as_often_as_their_law(kind):
+    """Noise drawn in bfloat16 would be 0 once in 256 draws: it is drawn in float32."""
+    torch.manual_seed(2)
+    gate = FeatureGate(4, kind, dtype=torch.bfloat16)
+    with torch.no_grad():
+        gate.bias.fill_(-7.0)
+    g = gate(torch.zeros(SAMPLES, 4, dtype=torch.bfloat16))
+    assert g.dtype == torch.bfloat16 and torch.isfinite(g).all()
+    p = torch.full((4,), 0.25 if kind == "gumbel_softmax" else reference.sigmoid(-7.0))
+    if kind != "gumbel_softmax":
+        opened = g > 0.5
+        assert within_five_sigma(opened, p)
+
+
 def test_hard_gates_have_the_second_gradient_of_their_stand_in(kind):
     gate = FeatureGate(3, kind, dtype=torch.float64)
     with torch.no_grad():

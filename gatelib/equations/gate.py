@@ -9,29 +9,29 @@ A noise-free gate is the noisy one at u = 1/2, where the noise is zero.
 from gatelib.spec import Spec
 
 SIGMOID = Spec.parse(
-    "sigmoid",
+    "sigmoid_gate",
     "a x -> y",
     """
     g = sigmoid(a)
     y = g*x""",
 )
 TEMPERED = Spec.parse(
-    "tempered",
+    "tempered_gate",
     "a t x -> y",
     """
     g = sigmoid(a/t)
     y = g*x""",
 )
-HARD_SIGMOID = SIGMOID.replace(g="hardsigmoid(a)")
-SOFTMAX = SIGMOID.replace(g="softmax(a)")
-EXP = SIGMOID.replace(g="exp(a)")
-RELU = SIGMOID.replace(g="relu(a)")
-RELU_SQUARED = SIGMOID.replace(g="relu(a)**2")
-LINEAR = SIGMOID.replace(g="identity(a)")
-STEP = SIGMOID.replace(g="step(a)")
+HARD_SIGMOID = SIGMOID.replace("hard_sigmoid_gate", g="hardsigmoid(a)")
+SOFTMAX = SIGMOID.replace("softmax_gate", g="softmax(a)")
+EXP = SIGMOID.replace("exp_gate", g="exp(a)")
+RELU = SIGMOID.replace("relu_gate", g="relu(a)")
+RELU_SQUARED = SIGMOID.replace("relu_squared_gate", g="relu(a)**2")
+LINEAR = SIGMOID.replace("linear_gate", g="identity(a)")
+STEP = SIGMOID.replace("step_gate", g="step(a)")
 
 CONCRETE = Spec.parse(
-    "concrete",
+    "concrete_gate",
     "a t u x -> y",
     """
     l = log(u) - log(1 - u)
@@ -39,7 +39,7 @@ CONCRETE = Spec.parse(
     y = g*x""",
 )
 GUMBEL_SOFTMAX = Spec.parse(
-    "gumbel_softmax",
+    "gumbel_softmax_gate",
     "a t u x -> y",
     """
     l = -log(-log(u))
@@ -47,7 +47,7 @@ GUMBEL_SOFTMAX = Spec.parse(
     y = g*x""",
 )
 HARD_CONCRETE = Spec.parse(
-    "hard_concrete",
+    "hard_concrete_gate",
     "a t u x -> y",
     """
     l = log(u) - log(1 - u)
@@ -57,7 +57,7 @@ HARD_CONCRETE = Spec.parse(
     y = g*x""",
 )
 HARD_CONCRETE_MEAN = Spec.parse(
-    "hard_concrete_mean",
+    "hard_concrete_mean_gate",
     "a x -> y",
     """
     s = sigmoid(a)
