@@ -10,6 +10,7 @@ expressions here are unevaluated, flat, and built by two functions, `plus` and `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import sympy as sp
 
@@ -19,7 +20,7 @@ Values = Mapping[Expr, Expr]
 """Known values: the right-hand side of an equation → the symbol that holds it."""
 
 
-def _pieces(kind: type, expressions: tuple[Expr, ...]) -> list[Expr]:
+def _pieces(kind: Any, expressions: tuple[Expr, ...]) -> list[Expr]:
     """The arguments of nested sums (or products) as one flat list."""
     flat: list[Expr] = []
     for expression in map(sp.sympify, expressions):
@@ -163,7 +164,10 @@ def push(expression: Expr, tangents: Mapping[Expr, Expr], values: Values) -> Exp
         return sp.S.Zero
     if not looks_over_features(expression):
         return plus(
-            *(times(differentiate(expression, s, values), tangents[s]) for s in sorted_names(moving))
+            *(
+                times(differentiate(expression, s, values), tangents[s])
+                for s in sorted_names(moving)
+            )
         )
     if isinstance(expression, OverFeatures):
         inner = push(expression.args[0], tangents, values)

@@ -89,60 +89,60 @@ def _roman(name: str) -> str:
     return rf"\operatorname{{{name}}}"
 
 
-step = _elementwise(
+step: Any = _elementwise(
     "step",
     r"\mathbb{1}_{>0}",
     lambda y, x: (sp.S.Zero,),
     lambda x: sp.Piecewise((1, x > 0), (0, True)),
 )
-sigmoid = _elementwise(
+sigmoid: Any = _elementwise(
     "sigmoid", r"\sigma", lambda y, x: (y * (1 - y),), lambda x: 1 / (1 + sp.exp(-x))
 )
-tanh = _elementwise(
+tanh: Any = _elementwise(
     "tanh",
     r"\tanh",
     lambda y, x: (1 - y**2,),
     lambda x: (1 - sp.exp(-2 * x)) / (1 + sp.exp(-2 * x)),
 )
-identity = _elementwise("identity", _roman("id"), lambda y, x: (sp.S.One,), lambda x: x)
-relu = _elementwise("relu", _roman("relu"), lambda y, x: (step(x),), lambda x: sp.Max(0, x))
-exp = _elementwise("exp", r"\exp", lambda y, x: (y,), sp.exp)
-log = _elementwise("log", r"\log", lambda y, x: (1 / x,), sp.log)
-sqrt = _elementwise("sqrt", _roman("sqrt"), lambda y, x: (1 / (2 * y),), sp.sqrt)
-softplus = _elementwise(
+identity: Any = _elementwise("identity", _roman("id"), lambda y, x: (sp.S.One,), lambda x: x)
+relu: Any = _elementwise("relu", _roman("relu"), lambda y, x: (step(x),), lambda x: sp.Max(0, x))
+exp: Any = _elementwise("exp", r"\exp", lambda y, x: (y,), sp.exp)
+log: Any = _elementwise("log", r"\log", lambda y, x: (1 / x,), sp.log)
+sqrt: Any = _elementwise("sqrt", _roman("sqrt"), lambda y, x: (1 / (2 * y),), sp.sqrt)
+softplus: Any = _elementwise(
     "softplus", _roman("softplus"), lambda y, x: (sigmoid(x),), lambda x: sp.log(1 + sp.exp(x))
 )
-silu = _elementwise(
+silu: Any = _elementwise(
     "silu",
     _roman("silu"),
     lambda y, x: (sigmoid(x) + y * (1 - sigmoid(x)),),
     lambda x: x / (1 + sp.exp(-x)),
 )
-normal_pdf = _elementwise(
+normal_pdf: Any = _elementwise(
     "normal_pdf",
     r"\varphi",
     lambda y, x: (-x * y,),
     lambda x: sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi),
 )
-normal_cdf = _elementwise(
+normal_cdf: Any = _elementwise(
     "normal_cdf",
     r"\Phi",
     lambda y, x: (normal_pdf(x),),
     lambda x: (1 + sp.erf(x / sp.sqrt(2))) / 2,
 )
-gelu = _elementwise(
+gelu: Any = _elementwise(
     "gelu",
     _roman("gelu"),
     lambda y, x: (normal_cdf(x) + x * normal_pdf(x),),
     lambda x: x * (1 + sp.erf(x / sp.sqrt(2))) / 2,
 )
-hardsigmoid = _elementwise(
+hardsigmoid: Any = _elementwise(
     "hardsigmoid",
     _roman("hardsigmoid"),
     lambda y, x: (step(x + 3) * step(3 - x) / 6,),
     lambda x: sp.Min(1, sp.Max(0, x + 3) / 6),
 )
-maximum = _elementwise(
+maximum: Any = _elementwise(
     "maximum",
     r"\max",
     lambda y, a, b: (step(a - b), 1 - step(a - b)),
@@ -150,15 +150,17 @@ maximum = _elementwise(
     arguments=2,
 )
 
-mean = _over_features("mean", _roman("mean"), lambda y, x, bar: mean(bar))
-total = _over_features("total", _roman("sum"), lambda y, x, bar: total(bar))
-softmax = _over_features("softmax", _roman("softmax"), lambda y, x, bar: y * (bar - total(bar * y)))
-normalize = _over_features(
+mean: Any = _over_features("mean", _roman("mean"), lambda y, x, bar: mean(bar))
+total: Any = _over_features("total", _roman("sum"), lambda y, x, bar: total(bar))
+softmax: Any = _over_features(
+    "softmax", _roman("softmax"), lambda y, x, bar: y * (bar - total(bar * y))
+)
+normalize: Any = _over_features(
     "normalize",
     _roman("norm"),
     lambda y, x, bar: rstd(x) * (bar - mean(bar) - y * mean(bar * y)),
 )
-rstd = _over_features(
+rstd: Any = _over_features(
     "rstd",
     _roman("rstd"),
     pull=lambda y, x, bar: -(y**2) * normalize(x) * mean(bar),

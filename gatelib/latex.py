@@ -20,7 +20,7 @@ GREEK = frozenset(
     "omega Delta Gamma Lambda Omega Phi Psi Sigma Theta".split()
 )
 ACCENTS = {"d": r"\bar{%s}", "t": r"\dot{%s}"}
-"""Adjoints (`d_c`) carry a bar, tangents (`t_c`) a dot; a seed (`g_c`) is the nabla of its value."""
+"""Adjoints (`d_c`) carry a bar, tangents (`t_c`) a dot; a seed (`g_c`) is a nabla."""
 
 
 class Names:

@@ -199,14 +199,14 @@ def _namespace(language: str) -> dict[str, Any]:
         return {"torch": torch, "F": functional}
     if language == "numpy":
         import numpy as np
-        from scipy import special
+        from scipy import special  # type: ignore[import-untyped, unused-ignore]
 
         return {"np": np, "special": special}
     raise ValueError(f"language: expected 'numpy' or 'torch', got {language!r}")
 
 
 @functools.lru_cache(maxsize=256)
-def compile(spec: Spec, language: str) -> Callable[..., Any]:  # noqa: A001  (the field's word)
+def compile(spec: Spec, language: str) -> Callable[..., Any]:
     """The function of `source(spec, language)`; tracebacks and `inspect` show its lines."""
     namespace = _namespace(language)
     text = source(spec, language)
@@ -215,4 +215,3 @@ def compile(spec: Spec, language: str) -> Callable[..., Any]:  # noqa: A001  (th
     exec(builtins.compile(text, filename, "exec"), namespace)
     function: Callable[..., Any] = namespace[spec.name]
     return function
-

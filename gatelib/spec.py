@@ -239,8 +239,7 @@ class Spec:
         settled: dict[Expr, Expr] = dict(chosen)
         equations: list[Equation] = []
         for v, expression in self.equations:
-            value = rebuild(settled.get(v, expression).xreplace(settled), None)
-            value = _fold(value)
+            value = _fold(rebuild(settled.get(v, expression), settled))
             if v not in self.outputs and (value.is_Number or value.is_Symbol):
                 settled[v] = value
             else:
@@ -360,9 +359,7 @@ class _Parser:
             raise SpecError(f"{self.name}, line {error.lineno}: {error.msg}") from None
         equations = [self._statement(statement) for statement in statements]
         outputs = tuple(symbol(n) for n in self.outputs)
-        return Spec(
-            self.name, tuple(equations), tuple(symbol(n) for n in self.inputs), outputs
-        )
+        return Spec(self.name, tuple(equations), tuple(symbol(n) for n in self.inputs), outputs)
 
     def _statement(self, statement: ast.stmt) -> Equation:
         where = f"{self.name}, line {statement.lineno}"

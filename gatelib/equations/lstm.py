@@ -1,0 +1,102 @@
+"""The LSTM and its variants as equations.
+
+Imports gatelib.spec.
+Must not import NumPy, torch or any other floor.
+
+Inputs `a_k` are preactivations W_k x_t + U_k h_{t−1} + b_k; `c_prev` is the cell state one step
+before; `w_k` are peephole weights; `s_k` and `b_k` are gains and shifts of layer normalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gatelib.spec import Spec
+
+LSTM = Spec.parse(
+    "lstm",
+    "a_i a_f a_g a_o c_prev -> h c",
+    """
+    i = sigmoid(a_i)
+    f = sigmoid(a_f)
+    g = tanh(a_g)
+    o = sigmoid(a_o)
+    c = f*c_prev + i*g
+    m = tanh(c)
+    h = o*m
+    """,
+)
+"""Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000."""
+
+PEEPHOLE = Spec.parse(
+    "peephole",
+    "a_i a_f a_g a_o w_i w_f w_o c_prev -> h c",
+    """
+    i = sigmoid(a_i + w_i*c_prev)
+    f = sigmoid(a_f + w_f*c_prev)
+    g = tanh(a_g)
+    c = f*c_prev + i*g
+    o = sigmoid(a_o + w_o*c)
+    m = tanh(c)
+    h = o*m
+    """,
+)
+"""Gers & Schmidhuber 2000: i and f see the old cell state, o the new one, through diagonals."""
+
+LAYERNORM = Spec.parse(
+    "layernorm",
+    "a_i a_f a_g a_o s_i s_f s_g s_o s_c b_i b_f b_g b_o b_c c_prev -> h c",
+    """
+    i = sigmoid(s_i*normalize(a_i) + b_i)
+    f = sigmoid(s_f*normalize(a_f) + b_f)
+    g = tanh(s_g*normalize(a_g) + b_g)
+    o = sigmoid(s_o*normalize(a_o) + b_o)
+    c = f*c_prev + i*g
+    m = tanh(s_c*normalize(c) + b_c)
+    h = o*m
+    """,
+)
+"""Layer normalisation (Ba et al. 2016, eq. 20–22), each gate's preactivation on its own.
+
+Ba et al. normalise W x and U h apart; here their sum is normalised, once a gate. The shift b_f
+after the normalisation sets how open the forget gate starts: what a bias before it adds to all
+units is centred away.
+"""
+
+CIFG = LSTM.replace("cifg", i="1 - f")
+"""Coupled input and forget gate (Greff et al. 2015): what leaves makes room for what enters."""
+
+NO_INPUT = replace(LSTM.subs(i=1), name="no_input")
+NO_FORGET = replace(LSTM.subs(f=1), name="no_forget")
+NO_OUTPUT = replace(LSTM.subs(o=1), name="no_output")
+NO_INPUT_ACTIVATION = replace(LSTM.subs(g="a_g"), name="no_input_activation")
+NO_OUTPUT_ACTIVATION = replace(LSTM.subs(m="c"), name="no_output_activation")
+"""Greff et al. 2015's ablations NIG, NFG, NOG, NIAF and NOAF. NO_FORGET is the cell of 1997."""
+
+ARTICLE = Spec.parse(
+    "article",
+    "a_i a_f a_o -> h i",
+    """
+    i = sigmoid(a_i)
+    f = sigmoid(a_f)
+    o = sigmoid(a_o)
+    h = o*f
+    """,
+)
+"""Article A's formulas to the letter (claim A10): no candidate, no cell, and i goes nowhere."""
+
+ALL = {
+    spec.name: spec
+    for spec in (
+        LSTM,
+        PEEPHOLE,
+        CIFG,
+        LAYERNORM,
+        NO_INPUT,
+        NO_FORGET,
+        NO_OUTPUT,
+        NO_INPUT_ACTIVATION,
+        NO_OUTPUT_ACTIVATION,
+        ARTICLE,
+    )
+}
