@@ -132,7 +132,7 @@ def _check(steps: int, lr: float, batch_size: int, clip: float | None, every: in
 
 def sampled(data: tuple[Any, Any], batch_size: int) -> Batches:
     """Batches of a split (x, y): every example once per epoch, in a new order each time."""
-    if len(data) != 2 or len(data[0]) != len(data[1]):
+    if len(data[0]) != len(data[1]):
         found = " and ".join(str(len(part)) for part in data)
         raise ValueError(f"data: expected (x, y) of equal length, got lengths {found}")
     x, y = (torch.as_tensor(part) for part in data)
