@@ -131,6 +131,7 @@ def execute(path: Path, timed: bool = False) -> dict[str, Any]:
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
@@ -167,7 +168,7 @@ def find(names: Sequence[str]) -> list[Path]:
     found = []
     for name in names:
         stem = Path(name).stem
-        match = [p for p in chapters if p.stem == stem or p.stem.split("_")[0] == stem]
+        match = [p for p in chapters if stem in (p.stem, p.stem[:2], p.stem[3:])]
         if not match:
             known = ", ".join(p.stem for p in chapters) or "none"
             raise SystemExit(f"no chapter is called {name!r}; there are: {known}")
@@ -234,6 +235,7 @@ def as_text(notebook: NotebookNode, paired: str = "") -> str:
     twin.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     if paired:
         twin.metadata["paired"] = paired
+        twin.metadata["jupytext"] = {"notebook_metadata_filter": "paired"}
     for cell in twin.cells:
         cell.metadata = nbformat.from_dict(
             {k: cell.metadata[k] for k in CELL_METADATA if cell.metadata.get(k)}
