@@ -1,0 +1,111 @@
+"""What the layers check of their arguments, each error naming the argument, expected and found.
+Imports torch.
+Must not import any other module of gatelib.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_batch_sizes",
+    "check_dropout",
+    "check_flags",
+    "check_input",
+    "check_like",
+    "check_projection",
+    "check_sizes",
+    "check_states",
+]
+
+
+def check_sizes(**sizes: object) -> None:
+    """Each must be an integer of at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+
+
+def check_flags(**flags: object) -> None:
+    """Each must be a bool."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected True or False, got {type(flag).__name__}")
+
+
+def check_dropout(dropout: object) -> None:
+    """It must be a real number in [0, 1]."""
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise TypeError(f"dropout: expected a probability, got {type(dropout).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
+
+
+def check_projection(proj_size: object, hidden_size: int) -> None:
+    """It must be an integer from 0 to hidden_size - 1."""
+    if isinstance(proj_size, bool) or not isinstance(proj_size, int):
+        raise TypeError(f"proj_size: expected an integer, got {type(proj_size).__name__}")
+    if not 0 <= proj_size < hidden_size:
+        raise ValueError(
+            f"proj_size: expected 0 (none) to hidden_size - 1 = {hidden_size - 1}, got {proj_size}"
+        )
+
+
+def check_like(name: str, tensor: Tensor, like: Tensor, what: str) -> None:
+    """Dtype and device must be those of `like`; under autocast the dtype may differ."""
+    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise TypeError(f"{name}: expected {like.dtype} as the {what}, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name}: expected device {like.device} as the {what}, got {tensor.device}"
+        )
+
+
+def check_input(
+    name: str, input: object, ranks: tuple[int, ...], size: int, weight: Tensor
+) -> None:
+    """It must be a tensor of one of `ranks` with `size` features, of the weights' type."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(input).__name__}")
+    if input.dim() not in ranks:
+        expected = " or ".join(str(rank) for rank in ranks)
+        raise ValueError(
+            f"{name}: expected {expected} dimensions, got {input.dim()} {tuple(input.shape)}"
+        )
+    if input.size(-1) != size:
+        raise ValueError(
+            f"{name}: expected {size} features (input_size), got {input.size(-1)} in the last "
+            f"dimension of {tuple(input.shape)}"
+        )
+    check_like(name, input, weight, "weights")
+
+
+def check_states(
+    hx: object, shapes: Sequence[tuple[int, ...]], input: Tensor
+) -> tuple[Tensor, Tensor]:
+    """It must be a pair of tensors with these shapes and the input's type."""
+    if not isinstance(hx, tuple | list) or len(hx) != 2:
+        found = f"{len(hx)} items" if isinstance(hx, tuple | list) else type(hx).__name__
+        raise TypeError(f"hx: expected a pair (h_0, c_0), got {found}")
+    for index, (state, shape) in enumerate(zip(hx, shapes, strict=True)):
+        if not isinstance(state, Tensor):
+            raise TypeError(f"hx[{index}]: expected a tensor, got {type(state).__name__}")
+        if tuple(state.shape) != shape:
+            raise ValueError(f"hx[{index}]: expected shape {shape}, got {tuple(state.shape)}")
+        check_like(f"hx[{index}]", state, input, "input")
+    return hx[0], hx[1]
+
+
+def check_batch_sizes(batch_sizes: Tensor, data: Tensor) -> None:
+    """A packed batch made by hand may contradict itself, and torch's kernel doesn't look."""
+    if torch.compiler.is_compiling():
+        return
+    sizes = batch_sizes.tolist()
+    if sum(sizes) != data.size(0) or sizes != sorted(sizes, reverse=True) or min(sizes) < 1:
+        raise ValueError(
+            "input.batch_sizes: expected positive sizes that never grow and whose sum is "
+            f"{data.size(0)}, the rows of input.data, got {sizes}"
+        )
