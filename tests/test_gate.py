@@ -161,13 +161,26 @@ def test_the_straight_through_gradient_of_a_sample_is_that_of_its_mean():
     close(gate.bias.grad.numpy(), 0.2 * 0.8 * slope.numpy())
 
 
-@pytest.mark.parametrize("spec, a", [("hard_concrete_mean", 0.3), ("hard_concrete_mean", -2.0)])
-def test_the_noise_free_hard_concrete_is_the_sample_at_the_median_noise(spec, a):
+@pytest.mark.parametrize("a", [0.3, -2.0, 4.0])
+def test_the_noise_free_hard_concrete_is_the_sample_at_the_median_noise(a):
     d = {"a": np.full(2, a), "x": np.ones(2), "u": np.full(2, 0.5), "t": 1.0}
-    mean = call(equations.ALL[spec], d)["y"]
+    mean = call(equations.HARD_CONCRETE_MEAN, d)["y"]
     close(mean, call(equations.HARD_CONCRETE, d)["y"])
     settled = KINDS["hard_concrete"].settle(torch.tensor(d["a"]), 0.3)
     close(settled.numpy(), mean)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "concrete", "hard_concrete"])
+def test_a_settled_gate_is_the_sample_at_the_median_noise_with_its_gradient(kind):
+    d = draw(seed=14) | {"noise": np.full((5, 4), 0.5)}
+    expected = run_reference(kind, d, 1.0)
+    x, W, b = (torch.tensor(d[name]) for name in ("x", "W", "b"))
+    gate = Gate(3, 4, kind, temperature=1.0, dtype=torch.float64).eval()
+    gate.load_state_dict({"weight": W, "bias": b})
+    g = gate(x)
+    (g * torch.tensor(d["value"])).backward(torch.tensor(d["dy"]))
+    close(g.detach().numpy(), expected["g"])
+    close(gate.weight.grad.numpy(), expected["W"])
 
 
 def test_interpolation_agrees_in_all_three_forms():
@@ -354,6 +367,22 @@ def test_expected_l0_and_its_gradient_are_the_references():
     count.sum().backward()
     close(count.detach().numpy(), expected)
     close(gate.bias.grad.numpy(), d_a.sum(axis=0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_of_its_own_input_sends_it_both_gradients(kind):
+    """y = gate(x) x: x is gated, and decides how."""
+    d = draw(seed=13, inputs=4)
+    gate = Gate(4, kind=kind, dtype=torch.float64)
+    gate.load_state_dict({"weight": torch.tensor(d["W"]), "bias": torch.tensor(d["b"])})
+    noise = noise_of(kind, d)
+    x = torch.tensor(d["x"], requires_grad=True)
+    y = gate(x, None if noise is None else torch.tensor(noise)) * x
+    y.backward(torch.tensor(d["dy"]))
+    weights = {"W": d["W"], "b": d["b"]}
+    expected, saved = reference.forward(d["x"], weights, kind, None, gate.temperature, noise)
+    close(y.detach().numpy(), expected)
+    close(x.grad.numpy(), reference.backward(d["dy"], saved)["x"])
 
 
 def test_softmax_gates_compete_and_sigmoid_gates_do_not():
