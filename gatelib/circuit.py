@@ -139,13 +139,13 @@ def _checked(spec: Spec, names: Mapping[str, str] | None, width: float | None) -
     if width is not None and not 0 < width < float("inf"):
         raise ValueError(f"width: expected a positive number of pixels, got {width}")
     known = [str(s) for s in (*spec.inputs, *(s for s, _ in spec.equations))]
-    given: Mapping[object, object] = dict(names or {})
-    for name, label in given.items():
+    for name, label in (names or {}).items():
         if name not in known:
             raise ValueError(
                 f"names: expected names of {spec.name} ({' '.join(known)}), got {name!r}"
             )
-        if not isinstance(label, str) or not label.strip():
+        text: object = label
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(f"names: expected a label for {name!r}, got {label!r}")
     return {name: (names or {}).get(name) or _default_label(spec, name) for name in known}
 
@@ -709,9 +709,10 @@ class _Drawing:
         self.rows, self.columns, self.sinks = rows, columns, graph.sinks()
         self.sizes = [self._size(node) for node in self.nodes]
         self.x = self._across()
-        top = PITCH if graph.rails else PITCH // 2 + 2
+        top = PITCH + 2 if graph.rails else PITCH // 2 + 10
         self.y = [top - 8 + PITCH * row for row in rows]
-        self.width = max(x + w / 2 for x, (w, _) in zip(self.x, self.sizes, strict=True)) + EDGE
+        right = max(x + w / 2 for x, (w, _) in zip(self.x, self.sizes, strict=True))
+        self.width = round(right + EDGE, 2)
         self.height = max(self.y, default=0) + PITCH // 2 + 2
 
     def _text(self, node: _Node) -> str:
@@ -925,7 +926,7 @@ class _Drawing:
         label = _label(
             text,
             x - width / 2 + (0 if rail or node.kind == "pin" else 8),
-            y + (-10 if rail else 6),
+            y + (-13 if rail else 6),
             "start",
             colour,
         )
@@ -945,6 +946,8 @@ class _Drawing:
         for source, mark in self.nodes[index].edges:
             if not mark:
                 continue
+            x: float = self.x[index]
+            y: float = self.y[index]
             if self.rows[source] == self.rows[index]:
                 x, y = self.x[index] - self.sizes[index][0] / 2 - 8, self.y[index] - 4
             else:

@@ -1,0 +1,367 @@
+"""The drawn circuits: complete, deterministic, and geometrically sound.
+
+Imports gatelib.circuit and gatelib.spec.
+Must not import torch: a diagram needs nothing but equations.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelib.circuit import Circuit, Shape, draw
+from gatelib.spec import Spec
+
+LSTM_TEXT = """
+    i = sigmoid(a_i)
+    f = sigmoid(a_f)
+    g = tanh(a_g)
+    o = sigmoid(a_o)
+    c = f*c_prev + i*g
+    m = tanh(c)
+    h = o*m"""
+LSTM = Spec.parse("lstm", "a_i a_f a_g a_o c_prev -> h c", LSTM_TEXT)
+GATES = {
+    "lstm": LSTM,
+    "peephole": Spec.parse(
+        "peephole",
+        "a_i a_f a_g a_o w_i w_f w_o c_prev -> h c",
+        LSTM_TEXT.replace("(a_i)", "(a_i + w_i*c_prev)")
+        .replace("(a_f)", "(a_f + w_f*c_prev)")
+        # the output gate looks at the new state, so its line comes after it
+        .replace("    o = sigmoid(a_o)\n", "")
+        .replace("m = tanh(c)", "o = sigmoid(a_o + w_o*c)\n    m = tanh(c)"),
+    ),
+    "cifg": Spec.parse(
+        "cifg",
+        "a_f a_g a_o c_prev -> h c",
+        """
+    f = sigmoid(a_f)
+    i = 1 - f
+    g = tanh(a_g)
+    o = sigmoid(a_o)
+    c = f*c_prev + i*g
+    m = tanh(c)
+    h = o*m""",
+    ),
+    "layernorm": Spec.parse(
+        "layernorm",
+        "a_i a_f a_g a_o s_c b_c c_prev -> h c",
+        LSTM_TEXT.replace("tanh(c)", "tanh(s_c*normalize(c) + b_c)"),
+    ),
+    "gru": Spec.parse(
+        "gru",
+        "a_r a_z a_n u_n h_prev -> h",
+        """
+    r = sigmoid(a_r)
+    z = sigmoid(a_z)
+    n = tanh(a_n + r*u_n)
+    h = (1 - z)*n + z*h_prev""",
+    ),
+    "gate": Spec.parse("gate", "a x -> y", "g = sigmoid(a)\ny = g*x"),
+    "interpolation": Spec.parse(
+        "interpolation", "a_g a b -> y", "g = sigmoid(a_g)\ny = (1 - g)*a + g*b"
+    ),
+    "highway": Spec.parse(
+        "highway", "a_t a_h x -> y", "t = sigmoid(a_t)\nk = relu(a_h)\ny = t*k + (1 - t)*x"
+    ),
+    "glu": Spec.parse("glu", "a v -> y", "g = silu(a)\ny = g*v"),
+    "mingru": Spec.parse(
+        "mingru", "a_z a_h h_prev -> h", "z = sigmoid(a_z)\nh = (1 - z)*h_prev + z*a_h"
+    ),
+    "rglru": Spec.parse(
+        "rglru",
+        "a_r a_i x w h_prev -> h",
+        """
+    r = sigmoid(a_r)
+    i = sigmoid(a_i)
+    a = exp(-8*softplus(w)*r)
+    s = sqrt(1 - a**2)
+    h = a*h_prev + s*(i*x)""",
+    ),
+    "slstm": Spec.parse(
+        "slstm",
+        "a_i a_f a_z a_o c_prev n_prev m_prev -> h c n m",
+        """
+    z = tanh(a_z)
+    o = sigmoid(a_o)
+    k = a_f + m_prev
+    m = maximum(k, a_i)
+    i = exp(a_i - m)
+    f = exp(k - m)
+    c = f*c_prev + i*z
+    n = f*n_prev + i
+    h = o*c/n""",
+    ),
+}
+CIRCUITS: dict[str, Circuit] = {}
+
+
+@pytest.fixture(params=GATES)
+def gate(request: pytest.FixtureRequest) -> tuple[Spec, Circuit]:
+    name = request.param
+    if name not in CIRCUITS:
+        CIRCUITS[name] = draw(GATES[name])
+    return GATES[name], CIRCUITS[name]
+
+
+# ------------------------------------------------------------------ what a drawing must obey
+
+
+def box(shape: Shape, grow: float = 0.0) -> tuple[float, float, float, float]:
+    w, h = shape.width / 2 + grow, shape.height / 2 + grow
+    return shape.x - w, shape.y - h, shape.x + w, shape.y + h
+
+
+def meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def upright(segment: tuple[float, ...]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = segment
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def no_shapes_overlap(circuit: Circuit) -> None:
+    solid = [s for s in circuit.shapes if s.kind != "tap"]
+    for number, a in enumerate(solid):
+        for b in solid[number + 1 :]:
+            assert not meet(box(a, 1), box(b, 1)), (a, b)
+
+
+def no_wire_runs_through_a_shape(circuit: Circuit) -> None:
+    for wire in circuit.wires:
+        for segment in wire.segments:
+            for index, shape in enumerate(circuit.shapes):
+                grown = -1.5 if index in (wire.source, *wire.sinks) else 2.0
+                inside = box(shape, grown)
+                at_pin = index in (wire.source, *wire.sinks) and shape.kind in ("pin", "out")
+                if inside[0] < inside[2] and not at_pin:
+                    assert not meet(upright(segment), inside) or shape.kind == "tap", (wire, shape)
+
+
+def wires_only_cross(circuit: Circuit) -> None:
+    """Two values never share a stretch of line."""
+    for number, a in enumerate(circuit.wires):
+        for b in circuit.wires[number + 1 :]:
+            for one in map(upright, a.segments):
+                for two in map(upright, b.segments):
+                    across = min(one[2], two[2]) - max(one[0], two[0])
+                    along = min(one[3], two[3]) - max(one[1], two[1])
+                    assert not (across > 0 and along == 0 and one[1] == one[3] == two[1]), (a, b)
+                    assert not (along > 0 and across == 0 and one[0] == one[2] == two[0]), (a, b)
+
+
+def wires_reach_their_sinks(circuit: Circuit) -> None:
+    for wire in circuit.wires:
+        for sink in wire.sinks:
+            near = box(circuit.shapes[sink], 10)
+            assert any(meet(upright(s), near) or s[1] == near[1] for s in wire.segments), (
+                wire,
+                circuit.shapes[sink],
+            )
+
+
+def everything_is_on_the_sheet(circuit: Circuit) -> None:
+    width, height = circuit.size
+    for shape in circuit.shapes:
+        x1, y1, x2, y2 = box(shape)
+        assert x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height, shape
+
+
+def is_sound(circuit: Circuit) -> None:
+    ElementTree.fromstring(circuit.svg)
+    no_shapes_overlap(circuit)
+    no_wire_runs_through_a_shape(circuit)
+    wires_only_cross(circuit)
+    wires_reach_their_sinks(circuit)
+    everything_is_on_the_sheet(circuit)
+
+
+def shown_texts(circuit: Circuit) -> list[str]:
+    root = ElementTree.fromstring(circuit.svg)
+    return ["".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def plain(name: str, spec: Spec) -> str:
+    """The label that stands for a symbol, as plain text."""
+    if name.endswith("_prev"):
+        return name.removesuffix("_prev") + "t−1"
+    timed = {str(s) for s in (*spec.outputs, *spec.carries.values())} if spec.carries else set()
+    return name + "t" if name in timed else name.replace("_", "")
+
+
+# ------------------------------------------------------------------ tests
+
+
+def test_the_geometry_of_every_gate_is_sound(gate: tuple[Spec, Circuit]) -> None:
+    is_sound(gate[1])
+
+
+def test_every_symbol_of_the_equations_is_shown(gate: tuple[Spec, Circuit]) -> None:
+    spec, circuit = gate
+    texts = [t.lstrip("×+") for t in shown_texts(circuit)]
+    for symbol in (*spec.inputs, *(s for s, _ in spec.equations)):
+        assert plain(str(symbol), spec) in texts
+
+
+def test_every_equation_stands_in_the_alt_text(gate: tuple[Spec, Circuit]) -> None:
+    spec, circuit = gate
+    assert all(f"{symbol} = " in circuit.alt for symbol, _ in spec.equations)
+
+
+def test_every_carry_is_a_straight_rail_across_the_top(gate: tuple[Spec, Circuit]) -> None:
+    spec, circuit = gate
+    lowest_rail = 0.0
+    for previous, current in spec.carries.items():
+        start = next(s for s in circuit.shapes if s.kind == "pin" and s.name == str(previous))
+        end = next(s for s in circuit.shapes if s.kind == "out" and s.name == str(current))
+        assert start.y == end.y
+        spans = sorted(w.segments[0] for w in circuit.wires if w.segments[0][1] == start.y)
+        assert spans[0][0] < 5 and spans[-1][2] > circuit.size[0] - 10
+        assert all(b[0] - a[2] <= 70 for a, b in pairwise(spans))
+        lowest_rail = max(lowest_rail, start.y)
+    others = [s for s in circuit.shapes if s.kind == "pin" and not s.name.endswith("_prev")]
+    assert all(s.y > lowest_rail for s in others)
+
+
+def test_the_lstm_rail_holds_one_product_and_one_sum() -> None:
+    shapes = draw(LSTM).shapes
+    top = min(s.y for s in shapes)
+    rail = [s.label for s in sorted(shapes, key=lambda s: s.x) if s.y == top]
+    assert rail == ["c_{t−1}", "⊙", "+", "c_{t}"]
+
+
+def test_gates_that_multiply_are_coloured_and_candidates_are_not() -> None:
+    roles = {s.name: s.role for s in draw(LSTM).shapes if s.kind == "box"}
+    assert roles == {"i": "gate", "f": "gate", "o": "gate", "g": "plain", "m": "plain"}
+
+
+def test_a_minus_is_drawn_where_a_value_is_taken_away() -> None:
+    spec = Spec.parse("difference", "a b -> y", "y = a - b")
+    assert "−" in shown_texts(draw(spec))
+    assert "−" not in shown_texts(draw(Spec.parse("total", "a b -> y", "y = a + b")))
+
+
+def test_the_usual_gates_are_legible_on_a_phone() -> None:
+    for name in ("lstm", "gru", "gate", "peephole", "cifg", "highway", "glu", "interpolation"):
+        assert 18 * min(1.35, 358 / draw(GATES[name]).size[0]) >= 11, name
+
+
+def test_no_ids_and_no_styles_clash_between_two_figures(gate: tuple[Spec, Circuit]) -> None:
+    svg = gate[1].svg
+    assert " id=" not in svg and "<style" not in svg and "url(" not in svg
+    assert 'role="img"' in svg and "<title>" in svg and "<desc>" in svg
+    assert "href" not in svg and "@import" not in svg
+
+
+def test_the_drawing_is_the_same_in_another_process() -> None:
+    code = (
+        "from tests.test_circuit import GATES, draw; import sys;"
+        "sys.stdout.buffer.write(draw(GATES['gru']).svg.encode())"
+    )
+    root = Path(__file__).parent.parent
+    for seed in ("1", "77"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=True
+        )
+        assert done.stdout.decode() == draw(GATES["gru"]).svg
+
+
+def test_names_replace_labels_and_keep_subscripts() -> None:
+    texts = shown_texts(draw(GATES["gate"], names={"g": r"\alpha_k", "x": "x<1"}))
+    assert "αk" in texts and "x<1" in texts and "g" not in texts
+
+
+def test_width_sets_the_natural_width_in_pixels() -> None:
+    circuit = draw(GATES["gate"], width=300)
+    assert 'width="300"' in circuit.svg
+    assert circuit.size == draw(GATES["gate"]).size
+
+
+def test_save_writes_the_svg(tmp_path: Path) -> None:
+    circuit = draw(GATES["gate"])
+    circuit.save(tmp_path / "gate.svg")
+    assert (tmp_path / "gate.svg").read_text(encoding="utf-8") == circuit._repr_svg_()
+    with pytest.raises(ValueError, match=r"path: expected a name ending in \.svg"):
+        circuit.save(tmp_path / "gate.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"names": {"q": "x"}}, ValueError, "names: .*'q'"),
+        ({"names": {"g": ""}}, ValueError, "names: expected a label for 'g'"),
+        ({"names": {"g": 3}}, ValueError, "names: expected a label for 'g', got 3"),
+        ({"names": "g"}, TypeError, "names: expected a mapping"),
+        ({"width": 0}, ValueError, "width: expected a positive"),
+        ({"width": float("nan")}, ValueError, "width: expected a positive"),
+        ({"width": "wide"}, TypeError, "width: expected a number"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        draw(GATES["gate"], **arguments)
+
+
+def test_what_is_not_a_spec_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"spec: expected a gatelib\.spec\.Spec, got str"):
+        draw("lstm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["y = a", "y = a*a", "y = -a", "y = 2*a - 3", "y = 1/a", "y = a**3", "y = 1 - a", "y = a/2"],
+)
+def test_small_expressions_are_drawn(text: str) -> None:
+    is_sound(draw(Spec.parse("small", "a -> y", text)))
+
+
+TEMPLATES = (
+    "sigmoid({0})",
+    "tanh({0} + {1})",
+    "{0}*{1}",
+    "{0} + {1}",
+    "{0} - {1}",
+    "1 - {0}",
+    "{0}*{1} + {2}*{3}",
+    "(1 - {0})*{1} + {0}*{2}",
+    "maximum({0}, {1})",
+    "{0}/{1}",
+    "exp({0} - {1})*{2}",
+    "2*{0} + {1} + {2} + {3} + {4}",
+)
+
+
+@st.composite
+def small_specs(draw_value: st.DrawFn) -> Spec:
+    """Up to five equations over a few inputs, one of them perhaps a carry of the last value."""
+    names = ["a", "b_x", "w_i"][: draw_value(st.integers(1, 3))]
+    if draw_value(st.booleans()):
+        names.append("y_prev")
+    if draw_value(st.booleans()):
+        names.append("p_prev")
+    inputs, lines = list(names), []
+    for name in [*"pqrs"[: draw_value(st.integers(1, 4))], "y"]:
+        pick = [draw_value(st.sampled_from(names)) for _ in range(5)]
+        lines.append(f"{name} = {draw_value(st.sampled_from(TEMPLATES)).format(*pick)}")
+        names.append(name)
+    used = re.findall(r"\w+", " ".join(line.split("=")[1] for line in lines))
+    lines[-1] = " + ".join([lines[-1], *(n for n in names[:-1] if n not in used)])
+    return Spec.parse("random", f"{' '.join(inputs)} -> y", "\n".join(lines))
+
+
+@settings(max_examples=15, deadline=None)
+@given(small_specs())
+def test_random_circuits_are_sound(spec: Spec) -> None:
+    is_sound(draw(spec))
