@@ -1,0 +1,43 @@
+"""The book's few lines of Sphinx: one extension that loads the others.
+
+Imports Sphinx, sphinxcontrib-katex and the modules beside it. Must not import gatelib or torch.
+
+It fetches the web assets if they are missing, so that the plain `jupyter-book build .` works.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinxcontrib import katex
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tools")]
+
+import address  # noqa: E402
+import circuits  # noqa: E402
+import claims  # noqa: E402
+import docstrings  # noqa: E402
+import numbering  # noqa: E402
+import records  # noqa: E402
+import vendor  # noqa: E402
+
+
+def share_visitors(app: Sphinx) -> None:
+    """Let the one-page build, which the PDF is printed from, draw what the HTML build draws."""
+    handlers = app.registry.translation_handlers
+    if "singlehtml" in handlers:
+        handlers["singlehtml"] = {**handlers.get("html", {}), **handlers["singlehtml"]}
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Fetch the assets, give KaTeX its node, and load the other modules."""
+    vendor.ensure()
+    katex.NODEJS_BINARY = str(vendor.node())
+    katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
+    for module in (address, numbering, claims, records, circuits, docstrings):
+        module.setup(app)
+    app.connect("builder-inited", share_visitors)
+    return {"parallel_read_safe": True, "parallel_write_safe": False}
