@@ -42,9 +42,9 @@ class Names:
         if name in self.overrides:
             return accent % self.overrides[name]
         first, _, rest = name.partition("_")
-        if first in ACCENTS and rest:
-            return self.tex(rest, accent % ACCENTS[first])
-        if first == "g" and rest:
+        if first[:1] in ACCENTS and set(first) <= set(first[:1]) and rest:
+            return self.tex(rest, accent % _nested(ACCENTS[first[0]], len(first)))
+        if set(first) == {"g"} and rest:
             return accent % rf"\nabla_{{\!{self.tex(rest)}}}"
         step = self._step(name)
         part = rest.removesuffix("prev").rstrip("_")
@@ -64,6 +64,10 @@ class Names:
         if not self.has_steps or is_learned(name):
             return ""
         return "t-1" if name.endswith("_prev") else "t"
+
+
+def _nested(accent: str, depth: int) -> str:
+    return accent if depth == 1 else accent % _nested(accent, depth - 1)
 
 
 def is_learned(name: str) -> bool:

@@ -107,26 +107,35 @@ class Spec:
         Its inputs are the inputs and saved values that it needs and a seed `g_OUT` for each
         output; its outputs are the adjoints `d_IN` of all inputs, in their order. `keep` names the
         intermediate values to save: all that are useful (None), or those listed; the others are
-        computed again first.
+        computed again first. The backward pass of a backward pass writes `dd_` and `gg_`.
         """
+        bar, seed = self._fresh("d"), self._fresh("g")
         terms: dict[Expr, list[Expr]] = {v: [] for v in (*self.inputs, *dict(self.equations))}
         for output in self.outputs:
-            terms[output].append(symbol(f"g_{output}"))
+            terms[output].append(symbol(f"{seed}_{output}"))
         backward: list[Equation] = []
         for v, expression in reversed(self.equations):
             adjoint = plus(*terms[v])
             if adjoint == 0:
                 continue
             if not adjoint.is_Symbol:
-                backward.append((symbol(f"d_{v}"), adjoint))
-                adjoint = symbol(f"d_{v}")
+                backward.append((symbol(f"{bar}_{v}"), adjoint))
+                adjoint = symbol(f"{bar}_{v}")
             for u in sorted_names(expression.free_symbols):
                 terms[u].append(algebra.pull(expression, u, adjoint, self._values))
-        backward += [(symbol(f"d_{u}"), plus(*terms[u])) for u in self.inputs]
+        backward += [(symbol(f"{bar}_{u}"), plus(*terms[u])) for u in self.inputs]
         again = self._recomputed(backward, self._kept(keep))
-        seeds = [symbol(f"g_{output}") for output in self.outputs]
-        adjoints = tuple(symbol(f"d_{u}") for u in self.inputs)
+        seeds = [symbol(f"{seed}_{output}") for output in self.outputs]
+        adjoints = tuple(symbol(f"{bar}_{u}") for u in self.inputs)
         return self._derived("vjp", (*again, *backward), seeds, adjoints)
+
+    def _fresh(self, letter: str) -> str:
+        """The prefix `letter`, doubled until no name of this Spec would be made twice."""
+        names = {str(v) for v in (*self.inputs, *dict(self.equations))}
+        prefix = letter
+        while names & {f"{prefix}_{name}" for name in names}:
+            prefix += letter
+        return prefix
 
     def _kept(self, keep: str | None) -> set[Expr]:
         defined = set(dict(self.equations))
@@ -157,17 +166,20 @@ class Spec:
 
     def jvp(self) -> Spec:
         """Forward mode as another Spec: tangents `t_IN` come in, `t_OUT` go out."""
-        tangents = {v: symbol(f"t_{v}") for v in self.inputs}
+        dot = self._fresh("t")
+        tangents = {v: symbol(f"{dot}_{v}") for v in self.inputs}
         forward: list[Equation] = []
+        known: dict[Expr, Expr] = {}
         for v, expression in self.equations:
             forward.append((v, expression))
-            tangent = algebra.push(expression, tangents, self._values)
+            known |= {expression: v} if expression.args else {}
+            tangent = algebra.push(expression, tangents, known)
             if tangent != 0:
-                forward.append((symbol(f"t_{v}"), tangent))
-                tangents[v] = symbol(f"t_{v}")
+                forward.append((symbol(f"{dot}_{v}"), tangent))
+                tangents[v] = symbol(f"{dot}_{v}")
         seeds = [tangents[v] for v in self.inputs]
         made = dict(forward)
-        outputs = tuple(symbol(f"t_{output}") for output in self.outputs)
+        outputs = tuple(symbol(f"{dot}_{output}") for output in self.outputs)
         forward += [(t, sp.S.Zero) for t in outputs if t not in made and t not in seeds]
         return self._derived("jvp", _pruned(forward, outputs), seeds, outputs)
 
