@@ -167,7 +167,7 @@ def find(names: Sequence[str]) -> list[Path]:
     chapters = sorted(CHAPTERS.glob("[0-9][0-9]_*.ipynb"))
     found = []
     for name in names:
-        stem = Path(name).stem
+        stem = Path(name).stem.zfill(2)
         match = [p for p in chapters if stem in (p.stem, p.stem[:2], p.stem[3:])]
         if not match:
             known = ", ".join(p.stem for p in chapters) or "none"

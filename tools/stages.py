@@ -171,7 +171,8 @@ def call(command: Sequence[str]) -> tuple[int, str, int]:
         text=True,
     )
     assert process.stdout is not None
-    output = process.stdout.read()
+    with process.stdout as pipe:
+        output = pipe.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     per_megabyte = 1e6 if sys.platform == "darwin" else 1e3
