@@ -1,0 +1,51 @@
+"""What chapters share: training, instruments, figures, and the source shown on the page.
+
+Imports torch, matplotlib and any floor of gatelib.
+Must not be imported by any floor: only chapters, tests and benchmarks use it.
+"""
+
+from gatelib.lab import figures
+from gatelib.lab.agreement import Agreement, agreement
+from gatelib.lab.instruments import (
+    gradient_by_distance,
+    half_life,
+    jacobian_spectrum,
+    saturation,
+)
+from gatelib.lab.passport import Passport, passport
+from gatelib.lab.record import Recording, record
+from gatelib.lab.source import Source, show
+from gatelib.lab.training import (
+    History,
+    Readout,
+    Seeds,
+    Sweep,
+    accuracy,
+    best_lr,
+    seeds,
+    train,
+)
+
+__all__ = [
+    "Agreement",
+    "History",
+    "Passport",
+    "Readout",
+    "Recording",
+    "Seeds",
+    "Source",
+    "Sweep",
+    "accuracy",
+    "agreement",
+    "best_lr",
+    "figures",
+    "gradient_by_distance",
+    "half_life",
+    "jacobian_spectrum",
+    "passport",
+    "record",
+    "saturation",
+    "seeds",
+    "show",
+    "train",
+]

@@ -102,8 +102,10 @@ def curves(
                 where, runs.min(0), runs.max(0), color=line.get_color(), alpha=0.2, linewidth=0
             )
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    if len(series) > 1:
+    if 1 < len(series) <= 4:
         ax.legend()
+    elif len(series) > 4:  # too many to find room among the lines
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
     return ax
 
 
@@ -255,7 +257,7 @@ def pixels(
         signed: colours from -limit to limit instead of 0 to limit.
         limit: the value of the darkest colour; the largest magnitude by default.
     """
-    named = dict(images) if isinstance(images, Mapping) else {i: v for i, v in enumerate(images)}
+    named = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
     arrays = [_array(f"images[{key!r}]", value, (2,)) for key, value in named.items()]
     if not arrays:
         raise ValueError("images: expected at least one, got none")

@@ -16,6 +16,7 @@ import sys
 from typing import Any, Literal
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -50,7 +51,7 @@ SIGNED = LinearSegmentedColormap.from_list(
 WIDTH, HEIGHT = 6.4, 3.4
 """Inches; at 390 px a figure shrinks to 3/4, and 13-point text to 10 px."""
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
     "axes.formatter.useoffset": False,
@@ -59,7 +60,7 @@ RC: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.labelsize": 13,
     "axes.linewidth": 0.8,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS, linestyle=DASHES),
+    "axes.prop_cycle": cycler(color=COLOURS, linestyle=DASHES),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -111,7 +112,8 @@ def _store_as(kind: Kind) -> None:
 
     options = {key: value for key, value in SAVE[kind].items() if key not in ("format", "dpi")}
     formats = {"exact": "svg", "measured": "retina"}
-    set_matplotlib_formats(formats[kind], bbox_inches=None, **options)
+    store: Any = set_matplotlib_formats
+    store(formats[kind], bbox_inches=None, **options)
 
 
 def use() -> None:
