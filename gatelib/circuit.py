@@ -153,7 +153,8 @@ def _checked(spec: Spec, names: Mapping[str, str] | None, width: float | None) -
 def _default_label(spec: Spec, name: str) -> str:
     """c_prev is c_{t−1}; in a Spec with a carry, states and outputs are at time t."""
     if name.endswith("_prev"):
-        return f"{name.removesuffix('_prev')}_{{t−1}}"
+        base, _, below = name.removesuffix("_prev").partition("_")
+        return f"{base}_{{{below + ',' if below else ''}t−1}}"
     timed = {str(s) for s in (*spec.carries.values(), *(spec.outputs if spec.carries else ()))}
     return f"{name}_{{t}}" if name in timed and "_" not in name else name
 
@@ -438,7 +439,7 @@ def _number(value: sp.Expr) -> str:
 # ------------------------------------------------------------------ graph → rows and columns
 
 CLASH, CROSSING, DOUBLE, COLUMN, ROW, TURN, LENGTH, DROP, DELAY = 10_000, 30, 45, 40, 22, 3, 3, 9, 2
-STEPS, RESTARTS = 2_500, 5
+STEPS, RESTARTS, EFFORT = 2_500, 6, 3_000  # large circuits get fewer restarts
 
 
 class _Layout:
@@ -568,7 +569,8 @@ def _arrange(graph: _Graph) -> tuple[list[int], list[int]]:
     """Rows and columns of all nodes: barycentre start, threshold search, then descent."""
     layout = _Layout(graph)
     count = len(layout.nodes)
-    starts = [_search(layout, _barycentres(layout), [0] * count, seed) for seed in range(RESTARTS)]
+    seeds = range(max(1, min(RESTARTS, EFFORT // count**2)))
+    starts = [_search(layout, _barycentres(layout), [0] * count, seed) for seed in seeds]
     best = min(starts)
     if best[0] >= CLASH:
         rows, delay = _spread(layout)

@@ -15,11 +15,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from gatelib.circuit import Circuit, Shape, draw
-from gatelib.spec import Spec
+from gatelib.spec import Spec, SpecError
 
 LSTM_TEXT = """
     i = sigmoid(a_i)
@@ -283,6 +283,18 @@ def test_names_replace_labels_and_keep_subscripts() -> None:
     assert "αk" in texts and "x<1" in texts and "g" not in texts
 
 
+def test_the_backward_pass_is_drawn_too() -> None:
+    circuit = draw(GATES["gate"].vjp())
+    is_sound(circuit)
+    names = {str(s) for s in GATES["gate"].vjp().outputs}
+    assert names == {s.name for s in circuit.shapes if s.kind == "out"}
+
+
+def test_a_previous_value_with_a_subscript_keeps_both() -> None:
+    spec = Spec.parse("two", "a s_x_prev -> s_x", "s_x = a*s_x_prev")
+    assert "sx,t−1" in shown_texts(draw(spec))
+
+
 def test_width_sets_the_natural_width_in_pixels() -> None:
     circuit = draw(GATES["gate"], width=300)
     assert 'width="300"' in circuit.svg
@@ -358,7 +370,10 @@ def small_specs(draw_value: st.DrawFn) -> Spec:
         names.append(name)
     used = re.findall(r"\w+", " ".join(line.split("=")[1] for line in lines))
     lines[-1] = " + ".join([lines[-1], *(n for n in names[:-1] if n not in used)])
-    return Spec.parse("random", f"{' '.join(inputs)} -> y", "\n".join(lines))
+    try:
+        return Spec.parse("random", f"{' '.join(inputs)} -> y", "\n".join(lines))
+    except SpecError:  # a difference of equals has left a name unused
+        return reject()
 
 
 @settings(max_examples=15, deadline=None)
