@@ -10,6 +10,7 @@ where a lane reads, `live_` masks the tail, `t_` counts time. Offsets are 64-bit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -19,11 +20,23 @@ from gatelib.functions import Elementwise, Expr, exact
 from gatelib.printers import ATOM, CodePrinter, UnprintableError
 from gatelib.spec import Spec, SpecError, symbol
 
-__all__ = ["ScanSource", "elementwise", "time_scan"]
+__all__ = ["ScanSource", "elementwise", "seeds", "time_scan"]
 
 HEADER = "import triton\nimport triton.language as tl\n"
 
 PRELUDE = {
+    # In float32 a GPU takes 2**(x*1.4427), and at x = 50 the product has lost 20 ulp: so halve the
+    # work, a whole power of two that is exact and a rest below 0.35.
+    "exp": """
+        if x.dtype == tl.float32:
+            x = tl.where(x > 200.0, 200.0, tl.where(x < -200.0, -200.0, x))
+            whole = tl.floor(x * 1.4426950408889634 + 0.5)
+            rest = (x - whole * 0.693359375) + whole * 0.00021219444005469057
+            value = tl.exp(rest) * tl.exp2(whole)
+        else:
+            value = tl.exp(x)
+        return value
+    """,
     "step": """
         return tl.where(x > 0, 1.0, 0.0).to(x.dtype)
     """,
@@ -85,7 +98,6 @@ ARGUMENTS = {
 }
 NEEDS = {"softplus": ("log1p",), "gelu": ("normal_cdf",)}
 FORMS = {name: f"{name}({{0}})" for name in PRELUDE} | {
-    "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     "sigmoid": "tl.sigmoid({0})",
     "sqrt": "tl.sqrt({0})",
@@ -102,8 +114,8 @@ class ScanSource:
 
     Streams are (B, T, D), parameters (D,), states (B, D). `forward` reads `streams`, `params` and
     the initial states `carries`, writes `stored` (B, T, D) and the final states. `reverse` reads
-    `reverse_reads`, the adjoints of `seeds` and of the final states, and writes the adjoints of all
-    inputs; those of a parameter come per lane, (B, D), to be summed over the batch.
+    `reverse_reads`, the adjoints of the outputs in `seeds` and of the final states, and writes
+    `adjoints`, one per input; those of a parameter come per lane, (B, D), to be summed over B.
     """
 
     spec: Spec
@@ -117,7 +129,8 @@ class ScanSource:
     reads: tuple[str, ...]
     states_read: tuple[str, ...]
     params_read: tuple[str, ...]
-    seeds: tuple[str, ...]
+    seeds: dict[str, str]
+    adjoints: dict[str, str]
 
     @property
     def reverse_reads(self) -> tuple[str, ...]:
@@ -289,8 +302,17 @@ def _plan(
         reads=tuple(v for v in needed if v in (*streams, *kept)),
         states_read=tuple(states),
         params_read=tuple(p for p in params if p in needed),
-        seeds=tuple(str(v) for v in cell.outputs if f"g_{v}" in needed),
+        seeds=seeds(cell, vjp),
+        adjoints={str(v): str(d) for v, d in zip(spec.inputs, vjp.outputs, strict=True)},
     )
+
+
+def seeds(spec: Spec, vjp: Spec) -> dict[str, str]:
+    """{output: the input of `vjp` that brings its adjoint}, for those that the VJP needs."""
+    mine = {str(v) for v in (*spec.inputs, *dict(spec.equations))}
+    brought = [str(v) for v in vjp.inputs if str(v) not in mine]
+    pairs = ((str(o), b) for o in spec.outputs for b in brought)
+    return {o: b for o, b in pairs if re.fullmatch(f"g+_{o}", b)}
 
 
 LANES = """\
@@ -324,22 +346,22 @@ def _forward(plan: ScanSource) -> str:
 
 def _reverse(plan: ScanSource, vjp: Spec) -> str:
     """From the last step to the first; the adjoints of the states stay in registers."""
-    inputs = [str(v) for v in plan.spec.inputs]
     pointers = [f"{v}_ptr_" for v in plan.reverse_reads]
-    pointers += [f"g_{v}_ptr_" for v in plan.seeds]
-    pointers += [f"g_{v}_end_" for v in plan.carries.values()]
-    pointers += [f"d_{v}_ptr_" for v in inputs]
+    pointers += [f"{g}_ptr_" for g in plan.seeds.values()]
+    pointers += [f"{plan.adjoints[p]}_end_" for p in plan.carries]
+    pointers += [f"{d}_ptr_" for d in plan.adjoints.values()]
     text = _signature(plan.reverse, pointers, SIZES) + LANES
     text += _before_the_loop(plan)
     text += "    at_ = (row_ + steps_ - 1) * width_ + feature_\n"
     text += "    for t_ in tl.range(steps_ - 1, -1, -1, num_stages=STAGES_):\n"
     text += _reads_of_a_step(plan)
     text += _equations(vjp, STEP)
-    text += "".join(_store(f"d_{v}", "at_", STEP) for v in plan.streams)
-    text += "".join(f"{STEP}d_{v}_sum_ += d_{v}\n" for v in plan.params)
+    text += "".join(_store(plan.adjoints[v], "at_", STEP) for v in plan.streams)
+    sums = [plan.adjoints[v] for v in plan.params]
+    text += "".join(f"{STEP}{d}_sum_ += {d}\n" for d in sums)
     text += f"{STEP}at_ -= width_\n"
-    text += "".join(_store(f"d_{v}", "lane_", value=f"d_{v}_sum_") for v in plan.params)
-    return text + "".join(_store(f"d_{p}", "lane_") for p in plan.carries)
+    text += "".join(_store(d, "lane_", value=f"{d}_sum_") for d in sums)
+    return text + "".join(_store(plan.adjoints[p], "lane_") for p in plan.carries)
 
 
 def _before_the_loop(plan: ScanSource) -> str:
@@ -347,9 +369,10 @@ def _before_the_loop(plan: ScanSource) -> str:
     text = "".join(_load(v, "feature_") for v in plan.params_read)
     for p in plan.states_read:
         text += f"    {p}_start_ = tl.load({p}_ptr_ + lane_, live_, 0).to(DTYPE_)\n"
-    for p, v in plan.carries.items():
-        text += f"    d_{p} = upstream_(g_{v}_end_, lane_, live_, BLOCK_, DTYPE_)\n"
-    return text + "".join(f"    d_{v}_sum_ = tl.zeros([BLOCK_], DTYPE_)\n" for v in plan.params)
+    for d in (plan.adjoints[p] for p in plan.carries):
+        text += f"    {d} = upstream_({d}_end_, lane_, live_, BLOCK_, DTYPE_)\n"
+    sums = [plan.adjoints[v] for v in plan.params]
+    return text + "".join(f"    {d}_sum_ = tl.zeros([BLOCK_], DTYPE_)\n" for d in sums)
 
 
 def _reads_of_a_step(plan: ScanSource) -> str:
@@ -362,8 +385,8 @@ def _reads_of_a_step(plan: ScanSource) -> str:
         state = f"tl.load({plan.carries[p]}_ptr_ + at_ - width_, live_ & inside_, 0).to(DTYPE_)"
         text += f"{STEP}{p} = {state}\n"
         text += f"{STEP}{p} = tl.where(inside_, {p}, {p}_start_)\n"
-    carried = {v: p for p, v in plan.carries.items()}
-    for v in plan.seeds:
-        text += f"{STEP}g_{v} = upstream_(g_{v}_ptr_, at_, live_, BLOCK_, DTYPE_)"
-        text += f" + d_{carried[v]}\n" if v in carried else "\n"
+    carried = {v: plan.adjoints[p] for p, v in plan.carries.items()}
+    for v, g in plan.seeds.items():
+        text += f"{STEP}{g} = upstream_({g}_ptr_, at_, live_, BLOCK_, DTYPE_)"
+        text += f" + {carried[v]}\n" if v in carried else "\n"
     return text

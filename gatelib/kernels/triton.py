@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gatelib import printers_triton
 from gatelib.printers_triton import ScanSource
@@ -161,12 +160,11 @@ class Elementwise:
         return _one_or_all(_ElementwiseFunction.apply(self, *inputs))  # type: ignore[no-untyped-call]
 
 
-def _run_elementwise(spec: Spec, text: str, inputs: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Launch the elementwise kernel of `spec`; its inputs may be none (a constant adjoint)."""
-    outputs = [torch.empty_like(like) for _ in spec.outputs]
+def _run_elementwise(spec: Spec, text: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Launch the elementwise kernel of `spec`."""
+    outputs = [torch.empty_like(inputs[0]) for _ in spec.outputs]
     kernel = load(text)[f"{spec.name}_elementwise"]
-    count = like.numel()
-    dtype = _in_triton(like.dtype)
+    count, dtype = inputs[0].numel(), _in_triton(inputs[0].dtype)
     arguments = [*inputs, *outputs, count]
     _launch(kernel, -(-count // BLOCK), arguments, BLOCK_=BLOCK, DTYPE_=dtype)
     return outputs
@@ -180,24 +178,25 @@ class _ElementwiseFunction(torch.autograd.Function):
         ctx.kept = [n for n in plan.names if n in needed]
         named = dict(zip(plan.names, inputs, strict=True))
         ctx.save_for_backward(*(named[n] for n in ctx.kept))
-        return tuple(_run_elementwise(plan.spec, plan.text, inputs, inputs[0]))
+        return tuple(_run_elementwise(plan.spec, plan.text, inputs))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The VJP is a Spec, so its kernel has a backward in turn: any order of derivative."""
         plan = ctx.plan
         named = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
-        for output, gradient in zip(plan.spec.outputs, upstream, strict=True):
-            named[f"g_{output}"] = gradient.contiguous()
+        arrived = dict(zip(map(str, plan.spec.outputs), upstream, strict=True))
+        for output, seed in printers_triton.seeds(plan.spec, plan.vjp).items():
+            named[seed] = arrived[output].contiguous()
+        if not named:
+            return None, *(torch.zeros_like(upstream[0]) for _ in plan.names)
         inputs = [named[str(v)] for v in plan.vjp.inputs]
-        text = printers_triton.elementwise(plan.vjp)
-        like = next(iter(named.values()))
-        return None, *_run_elementwise(plan.vjp, text, inputs, like)
+        return None, *_ElementwiseFunction.apply(elementwise(plan.vjp), *inputs)  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache(maxsize=256)
 def elementwise(spec: Spec) -> Elementwise:
-    """The fused kernel of `spec`, differentiable once: `elementwise(SWIGLU)(a, b)`.
+    """The fused kernel of `spec`, differentiable to any order: `elementwise(SWIGLU)(a, b)`.
 
     Raises SpecError for a Spec that looks across the features.
     """
@@ -316,9 +315,13 @@ class _ScanFunction(torch.autograd.Function):
         return *(stored[v] for v in outputs), *ends
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{plan.reverse}: a scan can be differentiated once, and create_graph=True asks "
+                "for more; run the cell step by step for second derivatives"
+            )
         stream, *reads = ctx.saved_tensors
         outputs = [str(v) for v in plan.spec.outputs]
         arrived = [None if g is None else g.contiguous() for g in upstream]

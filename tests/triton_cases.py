@@ -1,0 +1,540 @@
+"""Cases for the generated Triton kernels; `test_triton.py` runs this file in a process of its own.
+
+Imports torch, Hypothesis, gatelib.equations and gatelib.kernels.triton.
+Must not be run where Triton has neither its interpreter nor a GPU.
+
+The truth is torch's autograd over the equations, step by step, in float64.
+"""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gatelib.equations
+from gatelib.kernels.triton import TimeScan, elementwise, interpreted, scan
+from gatelib.spec import Spec
+
+if not interpreted() and not torch.cuda.is_available():
+    pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
+
+DEVICE = "cpu" if interpreted() else "cuda"
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+
+MINGRU = Spec.parse(
+    "mingru",
+    "a_z n h_prev -> h",
+    """
+    z = sigmoid(a_z)
+    h = (1 - z)*h_prev + z*n""",
+)
+RGLRU = Spec.parse(
+    "rglru",
+    "a_r a_i w x h_prev -> h",
+    """
+    r = sigmoid(a_r)
+    i = sigmoid(a_i)
+    a = exp(-8*r*softplus(w))
+    b = sqrt(1 - a*a)
+    h = a*h_prev + b*(i*x)""",
+)
+SLSTM = Spec.parse(
+    "slstm",
+    "a_i a_f a_z a_o c_prev n_prev m_prev -> h c n m",
+    """
+    l = -softplus(-a_f)
+    p = l + m_prev
+    m = maximum(p, a_i)
+    i = exp(a_i - m)
+    f = exp(p - m)
+    z = tanh(a_z)
+    o = sigmoid(a_o)
+    c = f*c_prev + i*z
+    n = f*n_prev + i
+    h = o*c/n""",
+)
+HIDDEN = Spec.parse(
+    "hidden_state",
+    "a x s_prev -> y",
+    """
+    f = sigmoid(a)
+    s = f*s_prev + (1 - f)*x
+    y = tanh(s)""",
+)
+CONSTANT = Spec.parse(
+    "constant",
+    "x y c_prev -> h c",
+    """
+    k = 1
+    c = k*c_prev/3 + 0.1*x
+    h = c**2 + step(y)""",
+)
+FUNCTIONS = (
+    "sigmoid tanh relu exp softplus silu gelu normal_cdf normal_pdf hardsigmoid step identity"
+)
+POSITIVE = {"n_prev", "t"}
+PARAMS = {"w", "w_i", "w_f", "w_o"}
+
+
+def all_specs():
+    """Every elementwise Spec of the equations, and ours."""
+    specs = [MINGRU, RGLRU, SLSTM, HIDDEN, CONSTANT]
+    for module in pkgutil.iter_modules(gatelib.equations.__path__):
+        family = importlib.import_module(f"gatelib.equations.{module.name}")
+        specs += [s for s in family.ALL.values() if s.is_elementwise]
+    return specs
+
+
+SPECS = all_specs()
+CELLS = [s for s in SPECS if s.carries]
+LSTM = next(s for s in CELLS if s.name == "lstm")
+PEEPHOLE = next(s for s in CELLS if s.name == "peephole")
+
+
+def named(specs):
+    return pytest.mark.parametrize("spec", specs, ids=lambda s: s.name)
+
+
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+
+
+def together(values):
+    return values if isinstance(values, tuple) else (values,)
+
+
+def params_of(spec):
+    return tuple(str(v) for v in spec.inputs if str(v) in PARAMS and spec.carries)
+
+
+def draw(name, shape, dtype, seed=0):
+    """A value in the domain of its name, the same for the same name and seed."""
+    generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = 1 + x.abs() if name in POSITIVE else torch.sigmoid(x) if name == "u" else x
+    return x.to(dtype).to(DEVICE)
+
+
+def cell_inputs(spec, shape, dtype, seed=0):
+    batch, steps, width = shape
+    shapes = {str(v): (batch, steps, width) for v in spec.inputs}
+    shapes |= {str(v): (batch, width) for v in spec.carries}
+    shapes |= dict.fromkeys(params_of(spec), (width,))
+    return {n: draw(n, s, dtype, seed).requires_grad_() for n, s in shapes.items()}
+
+
+def step_by_step(spec, inputs):
+    """(outputs, final states) of the torch source, one step after the other."""
+    states = [v for v in spec.carries.values() if v not in spec.outputs]
+    cell = dataclasses.replace(spec, outputs=(*spec.outputs, *states))
+    run, outputs = cell.compile("torch"), []
+    state = {str(p): inputs[str(p)] for p in spec.carries}
+    streams = [n for n in inputs if n not in state and n not in params_of(spec)]
+    for t in range(inputs[streams[0]].shape[1]):
+        now = inputs | {n: inputs[n][:, t] for n in streams} | state
+        values = together(run(*(now[str(v)] for v in spec.inputs)))
+        value = dict(zip(map(str, cell.outputs), values, strict=True))
+        outputs.append([value[str(v)] for v in spec.outputs])
+        state = {str(p): value[str(v)] for p, v in spec.carries.items()}
+    sequences = [torch.stack(s, 1) for s in zip(*outputs, strict=True)]
+    return sequences, list(state.values())
+
+
+def with_kernels(spec, inputs, keep=""):
+    cell = scan(spec, params_of(spec), keep)
+    initial = tuple(inputs[str(p)] for p in spec.carries)
+    outputs, final = cell(*(inputs[n] for n in cell.names), initial_state=initial)
+    return [*together(outputs)], [*together(final)]
+
+
+def upstream(values, seed=7):
+    return [draw(f"g{k}", v.shape, torch.float64, seed).to(v.dtype) for k, v in enumerate(values)]
+
+
+def gradients(values, inputs, seeds=None):
+    """Gradients of every input; zeros where nothing depends on it."""
+    pairs = list(zip(values, seeds or upstream(values), strict=True))
+    pairs = [(v, g) for v, g in pairs if v.requires_grad]
+    found = torch.autograd.grad(
+        [v for v, _ in pairs],
+        list(inputs.values()),
+        [g.to(v.dtype) for v, g in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(found)
+
+
+def in_dtype(inputs, dtype):
+    return {n: x.detach().to(dtype).requires_grad_() for n, x in inputs.items()}
+
+
+def assert_close(got, plain, truth, dtype):
+    """float64: 1e-12. Below: at most twice the plain path's own error plus one rounding."""
+    for k, (mine, theirs, exact) in enumerate(zip(got, plain, truth, strict=True)):
+        assert mine.shape == exact.shape
+        assert torch.isfinite(mine).all(), f"value {k} is not finite"
+        if not exact.numel():
+            continue
+        largest = exact.abs().max().item()
+        error = (mine.double() - exact).abs().max().item()
+        budget = 1e-12 * max(1.0, largest)
+        if dtype != torch.float64:
+            own = (theirs.double() - exact).abs().max().item()
+            budget = 2 * (own + torch.finfo(dtype).eps * largest)
+        assert error <= budget, f"value {k}: error {error:.2e} above {budget:.2e}"
+
+
+def assert_scan_agrees(spec, inputs, dtype, kernels=with_kernels):
+    results = []
+    for run, chosen in ((kernels, dtype), (step_by_step, dtype), (step_by_step, torch.float64)):
+        xs = in_dtype(inputs, chosen)
+        outputs, final = run(spec, xs)
+        values = [*outputs, *final]
+        results.append([*values, *gradients(values, xs, upstream([*outputs, *final]))])
+    assert_close(*results, dtype)
+
+
+# ---- elementwise ---------------------------------------------------------------------------
+
+
+def assert_elementwise_agrees(spec, inputs, dtype):
+    results = []
+    plain = spec.compile("torch")
+    for run, chosen in ((elementwise(spec), dtype), (plain, dtype), (plain, torch.float64)):
+        xs = in_dtype(inputs, chosen)
+        values = together(run(*xs.values()))
+        results.append([*values, *gradients(values, xs)])
+    assert_close(*results, dtype)
+
+
+@both_dtypes
+@named(SPECS)
+def test_elementwise_kernel_agrees_with_autograd(spec, dtype):
+    inputs = {str(v): draw(str(v), (7, 151), dtype) for v in spec.inputs}
+    assert_elementwise_agrees(spec, inputs, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("function", FUNCTIONS.split())
+def test_functions_are_right_from_minus_fifty_to_fifty(function, dtype):
+    spec = Spec.parse(f"only_{function}", "x y -> z", f"z = {function}(x)*y")
+    x = torch.cat([torch.linspace(-50, 50, 1001), torch.tensor([-3.5, 1e-6, -1e-6, 0.499, 0.501])])
+    inputs = {"x": x.to(dtype).to(DEVICE), "y": torch.ones_like(x).to(dtype).to(DEVICE)}
+    assert_elementwise_agrees(spec, inputs, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("function", ["log", "sqrt"])
+def test_log_and_sqrt_are_right_from_tiny_to_large(function, dtype):
+    spec = Spec.parse(f"only_{function}", "x -> z", f"z = {function}(x)")
+    inputs = {"x": torch.logspace(-6, 6, 301).to(dtype).to(DEVICE)}
+    assert_elementwise_agrees(spec, inputs, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("function", ["sigmoid", "tanh", "softplus", "silu", "gelu", "hardsigmoid"])
+def test_far_out_values_are_the_limits(function, dtype):
+    spec = Spec.parse(f"only_{function}", "x -> z", f"z = {function}(x)")
+    far = torch.tensor([-1e4, -1e3, -90.0, 90.0, 1e3, 1e4], dtype=dtype, device=DEVICE)
+    x = far.clone().requires_grad_()
+    value = elementwise(spec)(x)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    expected = spec.compile("torch")(far)
+    assert torch.allclose(value, expected, rtol=1e-6, atol=1e-30)
+    assert torch.isfinite(slope).all()
+
+
+@both_dtypes
+def test_small_values_keep_their_digits(dtype):
+    tanh = elementwise(Spec.parse("only_tanh", "x -> z", "z = tanh(x)"))
+    softplus = elementwise(Spec.parse("only_softplus", "x -> z", "z = softplus(x)"))
+    x = torch.logspace(-8, 0, 200, dtype=torch.float64).to(dtype).to(DEVICE)
+    eps = torch.finfo(dtype).eps
+    assert ((tanh(x).double() / torch.tanh(x.double()) - 1).abs() < 4 * eps).all()
+    x = torch.linspace(-60, 0, 200, dtype=torch.float64).to(dtype).to(DEVICE)
+    truth = torch.log1p(torch.exp(x.double()))
+    allowed = (4 + x.double().abs()) * eps
+    assert ((softplus(x).double() / truth - 1).abs() < allowed).all()
+
+
+def test_nan_is_not_hidden():
+    for function in FUNCTIONS.split():
+        if function != "step":
+            spec = Spec.parse(f"only_{function}", "x -> z", f"z = {function}(x)")
+            value = elementwise(spec)(torch.full((3,), math.nan, device=DEVICE))
+            assert value.isnan().all(), function
+    spec = Spec.parse("only_maximum", "x y -> z", "z = maximum(x, y)")
+    nan, one = torch.full((3,), math.nan, device=DEVICE), torch.ones(3, device=DEVICE)
+    assert elementwise(spec)(nan, one).isnan().all()
+    assert elementwise(spec)(one, nan).isnan().all()
+
+
+def test_no_elements_give_no_elements():
+    x = torch.empty(0, 4, device=DEVICE, requires_grad=True)
+    y = elementwise(Spec.parse("only_tanh", "x -> z", "z = tanh(x)"))(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == (0, 4)
+
+
+# ---- over time -----------------------------------------------------------------------------
+
+
+@both_dtypes
+@named(CELLS)
+def test_scan_agrees_with_autograd(spec, dtype):
+    assert_scan_agrees(spec, cell_inputs(spec, (3, 7, 31), dtype), dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("keep", ["f", "i f g o m", "c m"])
+def test_scan_agrees_whatever_is_kept(keep, dtype):
+    def kernels(spec, inputs):
+        return with_kernels(spec, inputs, keep)
+
+    assert_scan_agrees(LSTM, cell_inputs(LSTM, (2, 5, 9), dtype), dtype, kernels)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(
+    spec=st.sampled_from([MINGRU, PEEPHOLE, HIDDEN]),
+    batch=st.integers(1, 3),
+    steps=st.integers(1, 9),
+    width=st.integers(1, 67),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_scan_agrees_at_every_shape(spec, batch, steps, width, dtype):
+    assert_scan_agrees(spec, cell_inputs(spec, (batch, steps, width), dtype), dtype)
+
+
+@both_dtypes
+@named([LSTM, PEEPHOLE, MINGRU, SLSTM])
+@pytest.mark.parametrize("size", [50.0, -50.0])
+def test_scan_stands_gates_at_fifty(spec, dtype, size):
+    inputs = cell_inputs(spec, (2, 5, 7), dtype)
+    for name in inputs:
+        if name.startswith("a_"):
+            # Not exactly 50: at a tie of two arguments a maximum has no derivative to agree on.
+            offset = inputs[name].detach()
+            inputs[name] = (torch.where(offset > 0.8, -size, size) + offset).to(dtype)
+    assert_scan_agrees(spec, inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@named([LSTM, PEEPHOLE, MINGRU, HIDDEN])
+def test_low_precision_stays_within_the_error_budget(spec, dtype):
+    assert_scan_agrees(spec, cell_inputs(spec, (2, 9, 33), dtype), dtype)
+
+
+def test_state_stays_in_float32_under_low_precision():
+    inputs = in_dtype(cell_inputs(MINGRU, (2, 4, 5), torch.float32), torch.bfloat16)
+    h, final = scan(MINGRU)(inputs["a_z"], inputs["n"])
+    assert (h.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_missing_initial_state_is_zero():
+    inputs = cell_inputs(LSTM, (2, 4, 5), torch.float64)
+    streams = [x for n, x in inputs.items() if n != "c_prev"]
+    zero = torch.zeros_like(inputs["c_prev"])
+    left_out, given_zero = scan(LSTM)(*streams), scan(LSTM)(*streams, initial_state=zero)
+    assert torch.equal(left_out[1], given_zero[1])
+    assert torch.equal(left_out[0][0], given_zero[0][0])
+
+
+def test_no_steps_hand_the_state_and_its_gradient_through():
+    inputs = cell_inputs(PEEPHOLE, (2, 0, 5), torch.float64)
+    outputs, (final,) = with_kernels(PEEPHOLE, inputs)
+    found = dict(zip(inputs, gradients([final], inputs), strict=True))
+    assert outputs[0].shape == (2, 0, 5)
+    assert torch.equal(final, inputs["c_prev"])
+    assert torch.equal(found["c_prev"], upstream([final])[0])
+    assert not found["w_i"].any()
+
+
+def test_an_empty_batch_is_fine():
+    inputs = cell_inputs(PEEPHOLE, (0, 3, 5), torch.float64)
+    outputs, final = with_kernels(PEEPHOLE, inputs)
+    found = dict(zip(inputs, gradients([*outputs, *final], inputs), strict=True))
+    assert outputs[0].shape == (0, 3, 5)
+    assert found["w_i"].shape == (5,)
+
+
+@pytest.mark.parametrize("used", range(3), ids=["h alone", "c alone", "final state alone"])
+def test_a_loss_may_ignore_outputs(used):
+    results = []
+    for run in (with_kernels, step_by_step):
+        inputs = cell_inputs(LSTM, (2, 5, 7), torch.float64)
+        outputs, final = run(LSTM, inputs)
+        results.append(gradients([[*outputs, *final][used]], inputs))
+    assert_close(results[0], results[1], results[1], torch.float64)
+
+
+def test_upstream_gradients_may_be_expanded_or_strided():
+    results = []
+    for run in (with_kernels, step_by_step):
+        inputs = cell_inputs(LSTM, (2, 5, 7), torch.float64)
+        (h, c), (final,) = run(LSTM, inputs)
+        one = torch.ones((), dtype=h.dtype, device=DEVICE)
+        strided = draw("s", (7, 5, 2), torch.float64).permute(2, 1, 0)
+        every_second = draw("e", (2, 14), torch.float64)[:, ::2]
+        seeds = [one.expand(2, 5, 7), strided, every_second]
+        results.append(gradients([h, c, final], inputs, seeds))
+    assert_close(results[0], results[1], results[1], torch.float64)
+
+
+def test_elementwise_takes_expanded_gradients():
+    spec = Spec.parse("swiglu", "a b -> y", "y = silu(a)*b")
+    a, b = (draw(n, (3, 5), torch.float64).requires_grad_() for n in "ab")
+    got = torch.autograd.grad(elementwise(spec)(a, b).sum(), [a, b])
+    truth = torch.autograd.grad((torch.nn.functional.silu(a) * b).sum(), [a, b])
+    assert_close(got, truth, truth, torch.float64)
+
+
+def test_a_second_backward_gives_the_same_bits():
+    inputs = cell_inputs(PEEPHOLE, (3, 6, 33), torch.float32)
+    before = {n: x.detach().clone() for n, x in inputs.items()}
+    outputs, final = with_kernels(PEEPHOLE, inputs)
+    values = [*outputs, *final]
+    seeds = upstream(values)
+    first = torch.autograd.grad(values, list(inputs.values()), seeds, retain_graph=True)
+    second = torch.autograd.grad(values, list(inputs.values()), seeds)
+    again = gradients([v for p in with_kernels(PEEPHOLE, inputs) for v in p], inputs)
+    for a, b, c in zip(first, second, again, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert all(torch.equal(before[n], x) for n, x in inputs.items())
+
+
+def test_second_derivatives_of_an_elementwise_kernel_agree():
+    for spec in (LSTM, Spec.parse("only_gelu", "x y -> z", "z = gelu(x)*y")):
+        xs = {str(v): draw(str(v), (3, 5), torch.float64).requires_grad_() for v in spec.inputs}
+        results = []
+        for run in (elementwise(spec), spec.compile("torch")):
+            values = together(run(*xs.values()))
+            total = sum((v * g).sum() for v, g in zip(values, upstream(values), strict=True))
+            first = torch.autograd.grad(total, list(xs.values()), create_graph=True)
+            results.append([*first, *gradients(first, xs)])
+        assert_close(results[0], results[1], results[1], torch.float64)
+
+
+def test_a_scan_refuses_second_derivatives():
+    inputs = cell_inputs(MINGRU, (2, 3, 5), torch.float64)
+    (h,), _ = with_kernels(MINGRU, inputs)
+    with pytest.raises(RuntimeError, match="mingru_reverse: a scan can be differentiated once"):
+        torch.autograd.grad(h.sum(), inputs["n"], create_graph=True)
+
+
+def test_rows_do_not_leak_into_each_other():
+    inputs = {n: x.detach() for n, x in cell_inputs(LSTM, (3, 5, 7), torch.float64).items()}
+    (h, _), _ = with_kernels(LSTM, inputs)
+    spoiled = {n: x.clone() for n, x in inputs.items()}
+    for x in spoiled.values():
+        x[1] = math.nan
+    (other, _), _ = with_kernels(LSTM, spoiled)
+    assert torch.equal(h[[0, 2]], other[[0, 2]])
+    assert other[1].isnan().all()
+
+
+def test_two_halves_make_the_whole():
+    inputs = {n: x.detach() for n, x in cell_inputs(LSTM, (2, 8, 5), torch.float64).items()}
+    (h, c), (final,) = with_kernels(LSTM, inputs)
+    streams = {n: x for n, x in inputs.items() if n != "c_prev"}
+    early = {n: x[:, :3].contiguous() for n, x in streams.items()}
+    late = {n: x[:, 3:].contiguous() for n, x in streams.items()}
+    (h1, _), (middle,) = with_kernels(LSTM, early | {"c_prev": inputs["c_prev"]})
+    (h2, _), (end,) = with_kernels(LSTM, late | {"c_prev": middle})
+    assert torch.equal(torch.cat([h1, h2], 1), h)
+    assert torch.equal(end, final) and torch.equal(c[:, -1], final)
+
+
+def test_autocast_changes_nothing():
+    inputs = cell_inputs(MINGRU, (2, 4, 5), torch.float32)
+    (plain,), _ = with_kernels(MINGRU, inputs)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        (cast,), _ = with_kernels(MINGRU, inputs)
+    assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("c = f * c_prev + i * g", "c = f * c_prev - i * g"),
+        ("h = o * m", "h = -o * m"),
+        ("d_c_prev = d_c * f", "d_c_prev = -d_c * f"),
+        ("d_a_i = d_i", "d_a_i = -d_i"),
+        ("* (1 - g * g)", "* (1 + g * g)"),
+        (" + d_c_prev\n", " - d_c_prev\n"),
+        ("upstream_(d_c_prev_end_", "-upstream_(d_c_prev_end_"),
+        ("d_w_o_sum_ += d_w_o", "d_w_o_sum_ = d_w_o"),
+        ("c_prev, c_prev_start_)", "c_prev, 0 * c_prev)"),
+        ("inside_ = t_ > 0", "inside_ = t_ > 1"),
+    ],
+)
+def test_a_wrong_sign_or_index_in_a_kernel_is_noticed(right, wrong):
+    def kernels(spec, inputs):
+        broken = TimeScan(spec, params_of(spec))
+        assert right in broken.plan.text
+        text = broken.plan.text.replace(right, wrong)
+        broken.plan = dataclasses.replace(broken.plan, text=text)
+        outputs, final = broken(*(inputs[n] for n in broken.names), initial_state=inputs["c_prev"])
+        return [*outputs], [final]
+
+    inputs = cell_inputs(PEEPHOLE, (2, 3, 5), torch.float64)
+    with pytest.raises(AssertionError, match=r"error .* above|not finite"):
+        assert_scan_agrees(PEEPHOLE, inputs, torch.float64, kernels)
+
+
+# ---- bad input -----------------------------------------------------------------------------
+
+
+def streams(width=5, dtype=torch.float32):
+    return [torch.zeros(2, 3, width, dtype=dtype, device=DEVICE) for _ in range(2)]
+
+
+def test_wrong_input_is_refused_by_name():
+    a_z, n = streams()
+    cell = scan(MINGRU)
+    with pytest.raises(TypeError, match=r"mingru: expected 2 tensors \(a_z, n\), got 1"):
+        cell(a_z)
+    with pytest.raises(TypeError, match="n: expected a tensor, got list"):
+        cell(a_z, [1.0])
+    with pytest.raises(ValueError, match=r"a_z: expected \(B, T, D\), got shape \(2, 3\)"):
+        cell(a_z[..., 0].contiguous(), n)
+    with pytest.raises(ValueError, match=r"n: expected shape \(2, 3, 5\)"):
+        cell(a_z, n[:, :2].contiguous())
+    with pytest.raises(TypeError, match=r"n: expected torch.float32 to go with a_z"):
+        cell(a_z, n.double())
+    with pytest.raises(TypeError, match=r"a_z: expected a floating dtype, got torch.int64"):
+        cell(a_z.long(), n)
+    with pytest.raises(ValueError, match="n: expected a contiguous tensor"):
+        cell(a_z, torch.zeros(2, 5, 3, device=DEVICE).mT)
+    with pytest.raises(ValueError, match=r"initial_state h_prev: expected shape \(2, 5\)"):
+        cell(a_z, n, initial_state=torch.zeros(2, 4, device=DEVICE))
+    with pytest.raises(ValueError, match=r"initial_state: expected 1 tensor"):
+        cell(a_z, n, initial_state=(a_z, n))
+    with pytest.raises(ValueError, match=r"expected a CUDA tensor|expected device"):
+        cell(a_z, n.to("meta"))
+
+
+def test_wrong_elementwise_input_is_refused_by_name():
+    a, b = torch.zeros(3, 4, device=DEVICE), torch.zeros(3, 5, device=DEVICE)
+    swiglu = elementwise(Spec.parse("swiglu", "a b -> y", "y = silu(a)*b"))
+    with pytest.raises(ValueError, match=r"b: expected shape \(3, 4\) to go with a"):
+        swiglu(a, b)
+    with pytest.raises(TypeError, match=r"b: expected torch.float32"):
+        swiglu(a, a.double())
+    with pytest.raises(ValueError, match="b: expected a contiguous tensor"):
+        swiglu(a, torch.zeros(4, 3, device=DEVICE).mT)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs the memory of a GPU")
+def test_elements_past_two_to_the_31_are_reached():
+    x = torch.zeros(2**31 + 5, dtype=torch.float16, device=DEVICE)
+    x[-1] = 3.0
+    y = elementwise(Spec.parse("only_relu", "x -> z", "z = relu(x)"))(x)
+    assert y[-1] == 3.0 and y[-2] == 0.0
+    _, final = scan(MINGRU)(*(v.view(1, 2**31 + 5, 1) for v in (x, x)))
+    assert final.item() == pytest.approx(3 / (1 + math.exp(-3)), rel=1e-3)
