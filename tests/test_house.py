@@ -129,6 +129,22 @@ def test_the_version_is_one():
     assert found == PROJECT["version"] == citation["version"]
 
 
+def test_contributing_says_why_each_dependency_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.split("### Why each dependency is there")[1].split("\n## ")[0]
+    explained = {
+        name.strip() for row in table.split("\n|") for name in row.split("|")[0].split(",")
+    }
+    assert {canonicalize_name(r.name) for r in direct()} | {"setuptools"} <= explained
+
+
+def test_the_examples_of_the_readme_run():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    result = python("\n".join(blocks))
+    assert result.returncode == 0, result.stderr
+
+
 # --- floors -----------------------------------------------------------------------------------
 
 
