@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._library.custom_ops import _maybe_get_opdef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -136,9 +137,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace not in ("aten", "prim", "prims"):  # look inside an operator of our own
+        if func._overloadpacket not in flop_registry:
             with self:
-                return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
+                inside = _parts(func, args, kwargs)
+            if inside is not NotImplemented:
+                return inside
         result = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
@@ -150,6 +153,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def cost(self) -> Cost:
         return Cost(self.flops, self.bytes)
+
+
+def _parts(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operator made of others, each of which is counted; or NotImplemented."""
+    own = _maybe_get_opdef(func)
+    if own is not None:
+        return own._init_fn(*args, **kwargs)
+    if func.namespace not in ("aten", "prim", "prims"):
+        raise ValueError(f"layer: expected operators that can be counted, got {func}")
+    return func.decompose(*args, **kwargs)
 
 
 EMPTY = {
