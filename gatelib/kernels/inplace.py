@@ -1,0 +1,430 @@
+"""Writes a gate's equations as torch calls that fill buffers made beforehand (`out=`).
+
+Imports gatelib.spec, gatelib.functions and gatelib.printers; torch when a program is compiled.
+Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
+
+`gatelib.printers` writes code to read. This module writes the same equations for a loop over time,
+where every temporary would be allocated at each step. Three fused calls are found by their form:
+y(1 - y)·d is torch's sigmoid_backward, (1 - y²)·d its tanh_backward, and the adjoint of a
+normalisation its layer-norm backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+
+from gatelib.functions import FUNCTIONS, Expr
+from gatelib.printers import TORCH
+from gatelib.spec import Equation
+
+__all__ = ["FULL", "Program", "lower", "shape_of"]
+
+FULL, COLUMN, VECTOR, SCALAR = "full", "column", "vector", "scalar"
+"""Shapes of a value in one step: (B, H), (B, 1), (1, H), ()."""
+
+OUT_CALLS = {
+    "sigmoid": "torch.sigmoid({0}, out={out})",
+    "tanh": "torch.tanh({0}, out={out})",
+    "exp": "torch.exp({0}, out={out})",
+    "log": "torch.log({0}, out={out})",
+    "sqrt": "torch.sqrt({0}, out={out})",
+    "relu": "torch.clamp_min({0}, 0.0, out={out})",
+    "maximum": "torch.maximum({0}, {1}, out={out})",
+    "mean": "torch.mean({0}, -1, keepdim=True, out={out})",
+    "total": "torch.sum({0}, -1, keepdim=True, out={out})",
+}
+TO_COLUMN = ("mean", "total", "rstd")
+BACKWARDS = {
+    "sigmoid": "torch.ops.aten.sigmoid_backward.grad_input({0}, {1}, grad_input={out})",
+    "tanh": "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={out})",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function that runs one step; `arguments` are the names of its parameters in order.
+
+    `scratch` and `constants` are parameters too: the shapes of buffers, and (number, shape).
+    """
+
+    name: str
+    source: str
+    arguments: tuple[str, ...]
+    scratch: dict[str, str]
+    constants: dict[str, tuple[float, str]]
+
+    def compile(self) -> Callable[..., None]:
+        """The step as a function; tracebacks show its lines."""
+        return _compile(self.name, self.source)
+
+
+@functools.lru_cache(maxsize=256)
+def _compile(name: str, source: str) -> Callable[..., None]:
+    import torch
+    from torch.nn import functional
+
+    filename = f"<gatelib in place {name} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    namespace: dict[str, Any] = {"torch": torch, "F": functional}
+    exec(compile(source, filename, "exec"), namespace)
+    function: Callable[..., None] = namespace[name]
+    return function
+
+
+def shape_of(e: Expr, shapes: Mapping[str, str]) -> str:
+    """The shape of an expression's value, by broadcasting the shapes of its names."""
+    if e.is_Symbol:
+        return shapes[str(e)]
+    if e.is_Number:
+        return SCALAR
+    name = e.func.__name__
+    found = {shape_of(argument, shapes) for argument in e.args} - {SCALAR}
+    if name in TO_COLUMN:
+        return COLUMN if found & {FULL, COLUMN} else SCALAR
+    if found == {COLUMN, VECTOR}:
+        return FULL
+    return next((shape for shape in (FULL, COLUMN, VECTOR) if shape in found), SCALAR)
+
+
+def lower(
+    name: str,
+    equations: Sequence[Equation],
+    shapes: Mapping[str, str],
+    results: Mapping[str, str],
+    sums: Iterable[str] = (),
+) -> Program:
+    """A program that computes `equations` from names whose `shapes` are given.
+
+    `results` are the names, with shapes, whose buffers the caller passes; a name in `sums` is
+    added to its buffer instead of replacing it. All others become scratch.
+    """
+    writer = _Writer(dict(equations), dict(shapes), dict(results), set(sums))
+    writer.write()
+    inputs = [v for v in shapes if v in writer.read]
+    known = {*inputs, *results}
+    extra = [v for v in (*writer.scratch, *writer.constants) if v not in known]
+    arguments = (*inputs, *(v for v in results if v not in inputs), *extra)
+    body = "".join(f"    {line}\n" for line in writer.lines) or "    pass\n"
+    source = f"def {name}({', '.join(arguments)}):\n{body}"
+    return Program(name, source, arguments, writer.scratch, writer.constants)
+
+
+class _Writer:
+    """Turns equations into lines; every value lands in one buffer that is written once a step."""
+
+    def __init__(
+        self,
+        equations: dict[Expr, Expr],
+        shapes: dict[str, str],
+        results: dict[str, str],
+        sums: set[str],
+    ) -> None:
+        self.equations, self.results, self.sums = equations, results, sums
+        self.shapes = shapes | results
+        self.lines: list[str] = []
+        self.scratch: dict[str, str] = {}
+        self.constants: dict[str, tuple[float, str]] = {}
+        self.read: set[str] = set()
+        self.done: set[Expr] = set()
+        self.known: dict[Any, str] = {}
+        self.given = set(shapes)
+        self.early = {_backward_of(e): v for v, e in equations.items() if str(v) not in sums}
+        self.early.pop(None, None)
+
+    def write(self) -> None:
+        for v in self.equations:
+            self._equation(v)
+
+    def _equation(self, v: Expr) -> None:
+        if v in self.done:
+            return
+        self.done.add(v)
+        name, e = str(v), self.equations[v]
+        if name in self.sums:
+            self._sum_of([sp.Symbol(name, real=True), *_terms(e)], name)
+            return
+        if name not in self.results:
+            self.shapes[name] = shape_of(e, self.shapes)
+            self.scratch[name] = self.shapes[name]
+        if self.shapes[name] != shape_of(e, self.shapes):
+            self.lines.append(f"{name}.copy_({self._value(e)})")
+        else:
+            self._value(e, name)
+        self.known[e] = name
+
+    def _use(self, name: str) -> str:
+        if name in self.given:
+            self.read.add(name)
+        return name
+
+    def _buffer(self, e: Expr, out: str | None) -> str:
+        if out is not None:
+            return out
+        name = f"tmp_{sum(v.startswith('tmp_') for v in self.scratch)}_"
+        self.scratch[name] = shape_of(e, self.shapes)
+        return name
+
+    def _constant(self, number: Expr) -> str:
+        name = "n_" + str(number).replace("-", "minus_").replace("/", "_").replace(".", "_") + "_"
+        self.constants[name] = (float(number), SCALAR)
+        return name
+
+    def _value(self, e: Expr, out: str | None = None) -> str:
+        """Write the calls that compute `e`; the name that holds it (`out`, where given)."""
+        simple = self._simple(e)
+        if simple is not None:
+            if out is not None:
+                self.lines.append(f"{out}.copy_({simple})")
+            return out or simple
+        if e.is_Add:
+            return self._norm_backward(e, out) or self._sum_of(_terms(e), out, e)
+        if e.is_Mul or e.is_Pow:
+            return self._product(e, out)
+        return self._call(e, out)
+
+    def _simple(self, e: Expr) -> str | None:
+        """The name of a value that needs no call."""
+        if e.is_Symbol:
+            return self._use(str(e))
+        if e.is_Number:
+            return self._constant(e)
+        return self.known.get(e)
+
+    def _keep(self, e: Expr, name: str, out: str | None) -> str:
+        if out is None:
+            self.known[e] = name
+        return name
+
+    # ---- sums -------------------------------------------------------------------------------
+
+    def _sum_of(self, terms: list[Expr], out: str | None, e: Expr | None = None) -> str:
+        whole = sp.Add(*terms, evaluate=False) if e is None else e
+        to = self._buffer(whole, out)
+        terms = [*(t for t in terms if not t.is_Number), *(t for t in terms if t.is_Number)]
+        terms = self._first_term_first(terms)
+        first, rest = terms[0], terms[1:]
+        same = shape_of(first, self.shapes) == self.shapes.get(to, self.scratch.get(to))
+        acc = self._value(first, to if same and self._simple(first) is None else None)
+        for term in rest:
+            acc = self._add(acc, term, to)
+        return self._keep(whole, to, out)
+
+    def _first_term_first(self, terms: list[Expr]) -> list[Expr]:
+        """Start with a term that has a name, as products are added to it by one call each."""
+        named = [t for t in terms if not t.is_Number and self._simple(t) is not None]
+        if not named and terms[-1].is_Number and _factors(terms[0])[0] == -1:
+            named = [terms[-1]]
+        return [*named[:1], *(t for t in terms if t not in named[:1])]
+
+    def _add(self, acc: str, term: Expr, to: str) -> str:
+        """acc + term into `to`; a product of two is added by one call."""
+        if term.is_Number:
+            self.lines.append(f"torch.add({acc}, {float(term)}, out={to})")
+            return to
+        number, over, under = _factors(term)
+        direct = _backward_of(_times(over, under))
+        if direct is not None and self._is_full(direct):
+            over = [_times(over, under)]
+        over = self._fused(over)
+        if under or len(over) == 1:
+            rest = _times(over, under)
+            alpha = "" if number == 1 else f", alpha={float(number)}"
+            self.lines.append(f"torch.add({acc}, {self._value(rest)}{alpha}, out={to})")
+            return to
+        left, right = self._value(_times(over[:-1], [])), self._value(over[-1])
+        value = "" if number == 1 else f", value={float(number)}"
+        self.lines.append(f"torch.addcmul({acc}, {left}, {right}{value}, out={to})")
+        return to
+
+    def _norm_backward(self, e: Expr, out: str | None) -> str | None:
+        """d - mean(d) - y·mean(d·y): the layer-norm backward of a normalised y."""
+        matched = _match_norm(_terms(e))
+        if matched is None:
+            return None
+        bar, y = matched
+        if shape_of(bar, self.shapes) != FULL or shape_of(y, self.shapes) != FULL:
+            return None
+        d, value, to = self._value(bar), self._value(y), self._buffer(e, out)
+        self.constants |= {"zeros_": (0.0, COLUMN), "ones_": (1.0, COLUMN)}
+        call = f"torch.ops.aten.native_layer_norm_backward({d}, {value}, {value}.shape[-1:], "
+        call += "zeros_, ones_, None, None, (True, False, False))[0]"
+        self.lines.append(f"{to}.copy_({call})")
+        return self._keep(e, to, out)
+
+    # ---- products ---------------------------------------------------------------------------
+
+    def _product(self, e: Expr, out: str | None) -> str:
+        number, over, under = _factors(e)
+        if over == [e]:
+            return self._power(e, out)
+        direct = _backward_of(e)
+        if direct is not None and direct in self.early and str(self.early[direct]) != out:
+            self._equation(self.early[direct])
+            return self._value(self.early[direct], out)
+        if direct is not None and self._is_full(direct):
+            kind, d, y = direct
+            to = self._buffer(e, out)
+            call = BACKWARDS[kind].format(self._value(d), self._value(y), out=to)
+            self.lines.append(call)
+            return self._keep(e, to, out)
+        return self._chain(e, number, self._fused(over), under, out)
+
+    def _is_full(self, backward: tuple[str, Expr, Expr]) -> bool:
+        return all(shape_of(part, self.shapes) == FULL for part in backward[1:])
+
+    def _fused(self, over: list[Expr]) -> list[Expr]:
+        """The factors of a product with d·y(1 - y) or d·(1 - y²) taken together as one."""
+        for d in over:
+            for kind, used, y in _slopes(over):
+                rest = list(over)
+                if d in used:
+                    continue
+                for factor in (d, *used):
+                    rest.remove(factor)
+                if rest and self._is_full((kind, d, y)):
+                    return self._fused([_times([d, *used], []), *rest])
+        return over
+
+    def _chain(
+        self, e: Expr, number: Expr, over: list[Expr], under: list[Expr], out: str | None
+    ) -> str:
+        """A product from the left, one call a factor."""
+        over = sorted(over, key=lambda f: shape_of(f, self.shapes) != FULL)
+        to = self._buffer(e, out)
+        acc = self._value(over[0]) if over else self._constant(sp.S.One)
+        for index, factor in enumerate(over[1:], 2):
+            part = to
+            if shape_of(_times(over[:index], []), self.shapes) != shape_of(e, self.shapes):
+                part = self._buffer(_times(over[:index], []), None)
+            self.lines.append(f"torch.mul({acc}, {self._value(factor)}, out={part})")
+            acc = part
+        for factor in under:
+            self.lines.append(f"torch.div({acc}, {self._value(factor)}, out={to})")
+            acc = to
+        if number != 1:
+            self.lines.append(f"torch.mul({acc}, {float(number)}, out={to})")
+        return self._keep(e, to, out)
+
+    def _power(self, e: Expr, out: str | None) -> str:
+        to = self._buffer(e, out)
+        base, exponent = self._value(e.base), float(e.exp) if e.exp.is_Number else None
+        power = self._value(e.exp) if exponent is None else str(exponent)
+        self.lines.append(f"torch.pow({base}, {power}, out={to})")
+        return self._keep(e, to, out)
+
+    # ---- functions --------------------------------------------------------------------------
+
+    def _call(self, e: Expr, out: str | None) -> str:
+        name = e.func.__name__
+        arguments = [self._value(argument) for argument in e.args]
+        if name == "normalize" and self._with_rstd(e, arguments[0], out):
+            return str(out)
+        to = self._buffer(e, out)
+        if name in OUT_CALLS:
+            self.lines.append(OUT_CALLS[name].format(*arguments, out=to))
+        else:
+            self.lines.append(f"{to}.copy_({TORCH[name].format(*arguments)})")
+        return self._keep(e, to, out)
+
+    def _with_rstd(self, e: Expr, argument: str, out: str | None) -> bool:
+        """normalize and rstd of the same value by one call, where both are wanted."""
+        rstd = FUNCTIONS["rstd"](e.args[0])
+        wanted = next((v for v, r in self.equations.items() if r == rstd), None)
+        if wanted is None or wanted in self.done or out is None:
+            return False
+        self.done.add(wanted)
+        name = str(wanted)
+        if name not in self.results:
+            self.shapes[name] = self.scratch[name] = COLUMN
+        call = f"torch.native_layer_norm({argument}, {argument}.shape[-1:], None, None, 1e-5)"
+        self.lines.append(f"value_, _, rstd_ = {call}")
+        self.lines += [f"{out}.copy_(value_)", f"{name}.copy_(rstd_)"]
+        self.known[rstd] = name
+        return True
+
+
+def _terms(e: Expr) -> list[Expr]:
+    return list(e.args) if e.is_Add else [e]
+
+
+def _factors(e: Expr) -> tuple[Expr, list[Expr], list[Expr]]:
+    """(number, factors above, factors below); whole powers up to 4 are repeated factors."""
+    number, over, under = sp.S.One, list[Expr](), list[Expr]()
+    for factor in e.args if e.is_Mul else (e,):
+        if factor.is_Number:
+            number *= factor
+        elif factor.is_Pow and factor.exp.is_Integer and abs(factor.exp) <= 4:
+            (over if factor.exp > 0 else under).extend([factor.base] * abs(int(factor.exp)))
+        else:
+            over.append(factor)
+    return number, over, under
+
+
+def _times(over: Sequence[Expr], under: Sequence[Expr]) -> Expr:
+    factors = [*over, *(sp.Pow(f, -1, evaluate=False) for f in under)]
+    return factors[0] if len(factors) == 1 else sp.Mul(*factors, evaluate=False)
+
+
+def _slopes(over: Sequence[Expr]) -> Iterable[tuple[str, list[Expr], Expr]]:
+    """(kind, the factors, y) for each y(1 - y) or 1 - y² among the factors."""
+    for factor in over:
+        y = _one_minus(factor)
+        if y is None:
+            continue
+        if y.is_Symbol and y in over:
+            yield "sigmoid", [y, factor], y
+        elif y.is_Pow and y.exp == 2 and y.base.is_Symbol:
+            yield "tanh", [factor], y.base
+
+
+def _one_minus(e: Expr) -> Expr | None:
+    """y where e is 1 - y."""
+    if not (e.is_Add and len(e.args) == 2 and e.args[0] == 1):
+        return None
+    number, over, under = _factors(e.args[1])
+    if number != -1 or under:
+        return None
+    if len(over) == 2 and over[0] == over[1]:
+        return sp.Pow(over[0], 2, evaluate=False)
+    return over[0] if len(over) == 1 else None
+
+
+def _backward_of(e: Expr) -> tuple[str, Expr, Expr] | None:
+    """(kind, d, y) where the whole of e is d·y(1 - y) or d·(1 - y²)."""
+    if not e.is_Mul:
+        return None
+    number, over, under = _factors(e)
+    if number != 1 or under:
+        return None
+    for kind, used, y in _slopes(over):
+        rest = list(over)
+        for factor in used:
+            rest.remove(factor)
+        if len(rest) == 1:
+            return kind, rest[0], y
+    return None
+
+
+def _match_norm(terms: list[Expr]) -> tuple[Expr, Expr] | None:
+    """(d, y) where the terms are d, -mean(d) and -y·mean(d·y)."""
+    mean = FUNCTIONS["mean"]
+    if len(terms) != 3:
+        return None
+    for d in terms:
+        others = [t for t in terms if t is not d]
+        plain = [t for t in others if _factors(t)[:2] == (-1, [mean(d)])]
+        for term in (t for t in others if plain and t not in plain):
+            number, over, under = _factors(term)
+            if number != -1 or under or len(over) != 2:
+                continue
+            for y, m in (over, over[::-1]):
+                inner = m.args[0] if isinstance(m, mean) else None
+                if inner is not None and _factors(inner)[:2] in ((1, [d, y]), (1, [y, d])):
+                    return d, y
+    return None

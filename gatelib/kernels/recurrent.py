@@ -1,0 +1,579 @@
+"""Any recurrent cell over a sequence: an unrolled loop for autograd, and a fast path beside it.
+
+Imports torch, gatelib.kernels.cell.
+Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
+
+The fast path is one operator, `gatelib::recurrent`, so that `torch.compile` and `torch.export` see
+a single node. Forward: the input product runs for a block of steps at a time, while the block is
+in the cache; the recurrent product and the cell run step by step into buffers made beforehand.
+Backward: the generated vector-Jacobian product step by step, then for each block of steps one
+product per weight. All tensors here are time first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gatelib.kernels.cell import Cell, cell_of_text
+from gatelib.kernels.inplace import COLUMN, FULL, VECTOR, Program
+
+__all__ = ["Weights", "fused", "unrolled"]
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""W, U, b, b'."""
+
+BLOCK_BYTES = 2 << 20
+"""Preactivations held at a time: small enough for the cache, large enough for a good product."""
+
+
+def unrolled(
+    cell: Cell,
+    x: Tensor,
+    weights: Weights,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    mask: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The plain loop: two linear maps and the cell at each step, differentiated by autograd.
+
+    Args:
+        cell: the cell; G gates of size H.
+        x: (T, B, D), time first.
+        weights: W (G*H, D) and U (G*H, H), rows in the order of the gates, and two biases, (G*H,)
+            or None; b is added to W x and b' to U h.
+        vectors: the cell's learned vectors, (H,) each.
+        initial: the cell's states, (B, H) each; their dtype is the dtype of the states.
+        mask: (T, B, 1), False where a state must stay as it is; None for everywhere True.
+
+    Returns:
+        h of every step, (T, B, H), and the final states.
+    """
+    step = cell.spec.compile("torch")
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    states = dict(zip(cell.states, initial, strict=True))
+    outputs = []
+    for t, x_t in enumerate(x):
+        from_x = F.linear(x_t, weight_ih, bias_ih)
+        from_h = F.linear(states["h"].to(x.dtype), weight_hh, bias_hh)
+        inputs = _inputs(cell, from_x, from_h, vectors, states)
+        new = step(*(inputs[str(v)] for v in cell.spec.inputs))
+        new = new if isinstance(new, tuple) else (new,)
+        by_name = dict(zip(map(str, cell.spec.outputs), new, strict=True))
+        before = states
+        states = {s: by_name[s].expand_as(v) for s, v in before.items()}
+        if mask is not None:
+            states = {k: torch.where(mask[t], v, before[k]) for k, v in states.items()}
+        outputs.append(states["h"])
+    h = states["h"]
+    y = torch.stack(outputs) if outputs else h.new_zeros(0, *h.shape)
+    return y, [states[name] for name in cell.states]
+
+
+def _inputs(
+    cell: Cell,
+    from_x: Tensor,
+    from_h: Tensor,
+    vectors: Sequence[Tensor],
+    states: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """The Spec's inputs by name, at one step."""
+    dtype = states["h"].dtype
+    named = {f"{name}_prev": states[name] for name in cell.carries}
+    named |= dict(zip(cell.vectors, vectors, strict=True))
+    count = len(cell.gates)
+    pairs = zip(cell.gates, from_x.chunk(count, -1), from_h.chunk(count, -1), strict=True)
+    for gate, a, u in pairs:
+        a, u = a.to(dtype), u.to(dtype)
+        if gate in cell.split:
+            named[f"a_{gate}"], named[f"u_{gate}"] = a, u
+        else:
+            named[f"a_{gate}"] = a + u
+    return named
+
+
+def fused(
+    cell: Cell,
+    x: Tensor,
+    weights: Weights,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    mask: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The fast path; arguments and results as in `unrolled`, all of one dtype, float32 or float64.
+
+    A backward pass with `create_graph=True` runs `unrolled` again and differentiates that, so
+    higher derivatives are exact but have the plain loop's speed.
+    """
+    needing = (x, *weights, *vectors, *initial)
+    save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in needing)
+    outputs = _recurrent(cell.text, x, *weights, list(vectors), list(initial), mask, save)
+    return outputs[0], list(outputs[1 : 1 + len(cell.states)])
+
+
+# ---- buffers and their views ----------------------------------------------------------------
+
+
+def _buffer(like: Tensor, shape: str, batch: int, hidden: int, steps: int | None = None) -> Tensor:
+    """An empty buffer for a value of that shape, with a leading axis of `steps`."""
+    sizes = {FULL: (batch, hidden), COLUMN: (batch, 1), VECTOR: (1, hidden)}.get(shape, ())
+    return like.new_empty(sizes if steps is None else (steps, *sizes))
+
+
+def _own_buffers(program: Program, like: Tensor, batch: int, hidden: int) -> dict[str, Any]:
+    """The program's scratch and constants, the same at each step."""
+    own = {v: _buffer(like, shape, batch, hidden) for v, shape in program.scratch.items()}
+    for v, (number, shape) in program.constants.items():
+        own[v] = _buffer(like, shape, batch, hidden).fill_(number)
+    return {v: itertools.repeat(buffer) for v, buffer in own.items()}
+
+
+def _slices(block: Tensor, gates: Sequence[str], prefix: str) -> dict[str, list[Tensor]]:
+    """{prefix + gate: its (B, H) slice at each step} of a (steps, B, G*H) block."""
+    chunks = block.chunk(len(gates), -1)
+    return {f"{prefix}{k}": list(c.unbind(0)) for k, c in zip(gates, chunks, strict=True)}
+
+
+def _block_steps(steps: int, batch: int, width: int, item_size: int) -> int:
+    """How many steps a block holds."""
+    return max(1, min(steps, BLOCK_BYTES // max(1, batch * width * item_size)))
+
+
+def _arguments(program: Program, columns: dict[str, Iterable[Tensor]]) -> Iterator[tuple[Any, ...]]:
+    """The positional arguments of each step."""
+    return zip(*(columns[v] for v in program.arguments), strict=False)
+
+
+# ---- forward --------------------------------------------------------------------------------
+
+
+def _run_forward(
+    cell: Cell,
+    x: Tensor,
+    weights: Weights,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    mask: Tensor | None,
+    save: bool,
+) -> list[Tensor]:
+    """[h of every step, final states…, saved states except h…, saved values…]."""
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    steps, batch, _ = x.shape
+    width, hidden = weight_hh.shape
+    block = _block_steps(steps, batch, width, x.element_size())
+    pre = x.new_empty(block, batch, width)
+    rec = x.new_empty(batch, width) if cell.split else None
+    kept = _kept_buffers(cell, x, batch, hidden, steps, save)
+    states = {s: list(kept[s].unbind(0)) for s in cell.states}
+    if not save:
+        states |= {s: (steps * v)[:steps] for s, v in states.items() if s != "h"}
+    before = {s: [v, *states[s][:-1]] for s, v in zip(cell.states, initial, strict=True)}
+    columns = _forward_columns(cell, pre, rec, kept, states, before, vectors)
+    step, sums = cell.step.compile(), _joined_gates(cell, pre, rec)
+    to_gates, to_hidden = weight_ih.t(), weight_hh.t()
+    for t, arguments in enumerate(_arguments(cell.step, columns)):
+        at = t % block
+        if at == 0:
+            _linear(x[t : t + block].flatten(0, 1), to_gates, bias_ih, pre)
+        if rec is None:
+            pre[at].addmm_(before["h"][t], to_hidden)
+        else:
+            _linear(before["h"][t], to_hidden, bias_hh, rec)
+            for into, part in sums:
+                into[at].add_(part)
+        step(*arguments)
+        if mask is not None:
+            for s in cell.states:
+                torch.where(mask[t], states[s][t], before[s][t], out=states[s][t])
+    final = [
+        (states[s][-1] if steps else v).clone() for s, v in zip(cell.states, initial, strict=True)
+    ]
+    saved = [kept[v] for v in (*cell.states[1:], *cell.saved)] if save else []
+    return [kept["h"], *final, *saved]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """x @ weight + bias into the first rows of `out`."""
+    rows = out.view(-1, out.shape[-1])[: x.shape[0]]
+    if bias is None:
+        torch.mm(x, weight, out=rows)
+    else:
+        torch.addmm(bias, x, weight, out=rows)
+
+
+def _joined_gates(cell: Cell, pre: Tensor, rec: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Where the Spec splits some gates: (block, product) slices of those that it doesn't."""
+    if rec is None:
+        return []
+    count = len(cell.gates)
+    slices = zip(cell.gates, pre.chunk(count, -1), rec.chunk(count, -1), strict=True)
+    return [(a, u) for k, a, u in slices if k not in cell.split]
+
+
+def _kept_buffers(
+    cell: Cell, x: Tensor, batch: int, hidden: int, steps: int, save: bool
+) -> dict[str, Tensor]:
+    """Buffers of states and saved values; without `save`, two steps of each are enough."""
+    few = steps if save else min(steps, 2)
+    kept = {s: _buffer(x, FULL, batch, hidden, few) for s in cell.states}
+    kept["h"] = _buffer(x, FULL, batch, hidden, steps)
+    kept |= {v: _buffer(x, shape, batch, hidden, few) for v, shape in cell.saved.items()}
+    return kept
+
+
+def _forward_columns(
+    cell: Cell,
+    pre: Tensor,
+    rec: Tensor | None,
+    kept: dict[str, Tensor],
+    states: dict[str, list[Tensor]],
+    before: dict[str, list[Tensor]],
+    vectors: Sequence[Tensor],
+) -> dict[str, Iterable[Tensor]]:
+    """For each parameter of the forward step, its tensor at every step."""
+    batch, hidden = kept["h"].shape[1:]
+    columns: dict[str, Iterable[Tensor]] = _own_buffers(cell.step, pre, batch, hidden)
+    for v in cell.saved:
+        name = f"{v}_saved" if v in cell.shapes else v
+        columns[name] = itertools.cycle(kept[v].unbind(0))
+    a = _slices(pre, cell.gates, "a_")
+    columns |= {v: itertools.cycle(slices) for v, slices in a.items()}
+    if rec is not None:
+        u = _slices(rec[None], cell.gates, "u_")
+        columns |= {v: itertools.repeat(slices[0]) for v, slices in u.items()}
+    columns |= {v: itertools.repeat(w) for v, w in zip(cell.vectors, vectors, strict=True)}
+    columns |= {f"{s}_prev": values for s, values in before.items()}
+    return columns | states
+
+
+# ---- backward -------------------------------------------------------------------------------
+
+
+class _Gradients:
+    """Adds up the gradients of the weights, one product per weight for each block of steps."""
+
+    def __init__(self, x: Tensor, h: Tensor, h_0: Tensor, weights: Weights) -> None:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        self.x, self.h, self.h_0, self.weight = x, h, h_0, weight_ih
+        self.to_ih = x.new_zeros(weight_ih.shape[::-1])
+        self.to_hh = x.new_zeros(weight_hh.shape[::-1])
+        self.bias_ih = None if bias_ih is None else torch.zeros_like(bias_ih)
+        self.bias_hh = None if bias_hh is None else torch.zeros_like(bias_hh)
+
+    def add(self, start: int, stop: int, d_a: Tensor, d_u: Tensor, d_x: Tensor | None) -> None:
+        """Steps start…stop-1; `d_a` and `d_u` are adjoints of W x + b and of U h + b'."""
+        count = stop - start
+        a, u = d_a[:count].flatten(0, 1), d_u[:count].flatten(0, 1)
+        self.to_ih.addmm_(self.x[start:stop].flatten(0, 1).t(), a)
+        batch = self.h.shape[1]
+        if start == 0:
+            self.to_hh.addmm_(self.h_0.t(), u[:batch])
+            u_rest, h_rest = u[batch:], self.h[: stop - 1]
+        else:
+            u_rest, h_rest = u, self.h[start - 1 : stop - 1]
+        self.to_hh.addmm_(h_rest.flatten(0, 1).t(), u_rest)
+        if self.bias_ih is not None:
+            self.bias_ih.add_(a.sum(0))
+        if self.bias_hh is not None:
+            self.bias_hh.add_(u.sum(0))
+        if d_x is not None:
+            torch.mm(a, self.weight, out=d_x[start:stop].flatten(0, 1))
+
+    def all(self) -> list[Tensor]:
+        """Gradients of the weights and of the biases that there are."""
+        found = [self.to_ih.t().contiguous(), self.to_hh.t().contiguous()]
+        return found + [b for b in (self.bias_ih, self.bias_hh) if b is not None]
+
+
+class _Adjoints:
+    """The adjoints of the states, which flow back from step to step.
+
+    Each carry's has two buffers that take turns: one is read while the other is filled. That of
+    `h` has one, filled by the recurrent product after the step.
+    """
+
+    def __init__(self, cell: Cell, d_final: Sequence[Tensor], mask: Tensor | None) -> None:
+        self.cell = cell
+        self.pairs = {
+            s: (d.clone(), torch.empty_like(d)) for s, d in zip(cell.states, d_final, strict=True)
+        }
+        self.here = None if mask is None else mask.to(d_final[0].dtype)
+        self.past = None if self.here is None else 1 - self.here
+        self.masked = {s: torch.empty_like(d) for s, d in zip(cell.states, d_final, strict=True)}
+
+    def columns(self) -> dict[str, Iterable[Tensor]]:
+        """The step's seeds `g_s` and results `d_s_prev`."""
+        columns: dict[str, Iterable[Tensor]] = {}
+        for s in self.cell.states:
+            one, two = self.pairs[s]
+            columns[f"g_{s}"] = itertools.cycle((one, two))
+            columns[f"d_{s}_prev"] = itertools.cycle((two, one))
+        columns["g_h"] = itertools.repeat(self.pairs["h"][0])
+        columns["d_h_prev"] = itertools.repeat(self.pairs["h"][1])
+        if self.here is not None:
+            columns |= {f"g_{s}": itertools.repeat(d) for s, d in self.masked.items()}
+        return columns
+
+    def before(self, t: int, turn: int, d_y: Tensor) -> None:
+        """Add the upstream gradient of h_t; where the mask is False, nothing enters the cell."""
+        self.pairs["h"][0].add_(d_y)
+        if self.here is not None:
+            for s, pair in self.pairs.items():
+                torch.mul(pair[0 if s == "h" else turn], self.here[t], out=self.masked[s])
+
+    def after(self, t: int, turn: int, d_u: Tensor, weight_hh: Tensor) -> None:
+        """The recurrent product; where the mask is False, adjoints pass by the cell."""
+        d_h, d_h_prev = self.pairs["h"]
+        through = None
+        if self.past is not None:
+            through = d_h * self.past[t]
+            for s, pair in self.pairs.items():
+                if s != "h":
+                    pair[1 - turn].addcmul_(pair[turn], self.past[t])
+        if "h" in self.cell.carries:
+            torch.addmm(d_h_prev, d_u, weight_hh, out=d_h)
+        else:
+            torch.mm(d_u, weight_hh, out=d_h)
+        if through is not None:
+            d_h.add_(through)
+
+    def initial(self, steps: int) -> list[Tensor]:
+        """The adjoints of the initial states, after that many steps."""
+        return [pair[0 if s == "h" else steps % 2] for s, pair in self.pairs.items()]
+
+
+def _run_backward(
+    cell: Cell,
+    d_y: Tensor,
+    d_final: Sequence[Tensor],
+    x: Tensor,
+    weights: Weights,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    mask: Tensor | None,
+    h: Tensor,
+    saved: Sequence[Tensor],
+    needs_x: bool,
+) -> list[Tensor]:
+    """Gradients of x (where needed), weights, biases, learned vectors and initial states."""
+    weight_hh = weights[1]
+    steps, batch, _ = x.shape
+    width, hidden = weight_hh.shape
+    block = _block_steps(steps, batch, width, x.element_size())
+    d_a = x.new_empty(block, batch, width)
+    d_u = torch.empty_like(d_a) if cell.split else d_a
+    d_vectors = [x.new_zeros(batch, hidden) for _ in vectors]
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+    adjoints = _Adjoints(cell, d_final, mask)
+    gradients = _Gradients(x, h, initial[0], weights)
+    columns = _own_buffers(cell.step_back, x, batch, hidden)
+    columns |= _saved_columns(cell, vectors, initial, h, saved)
+    columns |= _adjoint_columns(cell, d_a, d_u, d_vectors, steps)
+    columns |= adjoints.columns()
+    step_back, same = cell.step_back.compile(), _joined_gates(cell, d_u, d_a)
+    for turn, arguments in enumerate(_arguments(cell.step_back, columns)):
+        t = steps - 1 - turn
+        at = t % block
+        adjoints.before(t, turn % 2, d_y[t])
+        step_back(*arguments)
+        for into, part in same if cell.split else ():
+            into[at].copy_(part[at])
+        adjoints.after(t, turn % 2, d_u[at], weight_hh)
+        if at == 0:
+            gradients.add(t, min(t + block, steps), d_a, d_u, d_x)
+    d_initial = adjoints.initial(steps)
+    found = [*gradients.all(), *(d.sum(0) for d in d_vectors), *d_initial]
+    return found if d_x is None else [d_x, *found]
+
+
+def _saved_columns(
+    cell: Cell,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    h: Tensor,
+    saved: Sequence[Tensor],
+) -> dict[str, Iterable[Tensor]]:
+    """For each saved parameter of the backward step, its tensor at every step, last step first."""
+    count = len(cell.states) - 1
+    states = dict(zip(cell.states, (h, *saved[:count]), strict=True))
+    columns: dict[str, Iterable[Tensor]] = {}
+    for s, start in zip(cell.states, initial, strict=True):
+        values = [start, *states[s].unbind(0)]
+        columns[s] = values[:0:-1]
+        columns[f"{s}_prev"] = values[-2::-1]
+    for v, kept in zip(cell.saved, saved[count:], strict=True):
+        columns[v] = kept.unbind(0)[::-1]
+    return columns | {v: itertools.repeat(w) for v, w in zip(cell.vectors, vectors, strict=True)}
+
+
+def _adjoint_columns(
+    cell: Cell, d_a: Tensor, d_u: Tensor, d_vectors: Sequence[Tensor], steps: int
+) -> dict[str, Iterable[Tensor]]:
+    """For each result of the backward step but the carries', its tensor, last step first."""
+    slices = _slices(d_a, cell.gates, "d_a_")
+    slices |= _slices(d_u, cell.gates, "d_u_") if cell.split else {}
+    backwards = range(steps - 1, -1, -1)
+    columns: dict[str, Iterable[Tensor]] = {
+        name: [values[t % len(d_a)] for t in backwards] for name, values in slices.items()
+    }
+    named = zip(cell.vectors, d_vectors, strict=True)
+    return columns | {f"d_{v}": itertools.repeat(d) for v, d in named}
+
+
+# ---- the operators --------------------------------------------------------------------------
+
+
+@torch.library.custom_op("gatelib::recurrent", mutates_args=())
+def _recurrent(
+    cell: str,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    vectors: list[Tensor],
+    initial: list[Tensor],
+    mask: Tensor | None,
+    save: bool,
+) -> list[Tensor]:
+    """[h of every step, final states…, saved…]; see `_run_forward`."""
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    x, vectors = x.contiguous(), [v.reshape(1, -1) for v in vectors]
+    with torch.autocast(x.device.type, enabled=False):
+        return _run_forward(cell_of_text(cell), x, weights, vectors, initial, mask, save)
+
+
+@_recurrent.register_fake
+def _(
+    cell: str,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    vectors: list[Tensor],
+    initial: list[Tensor],
+    mask: Tensor | None,
+    save: bool,
+) -> list[Tensor]:
+    known, steps, batch, hidden = cell_of_text(cell), x.shape[0], x.shape[1], weight_hh.shape[1]
+    final = [x.new_empty(batch, hidden) for _ in initial]
+    shapes = [FULL] * (len(known.states) - 1) + list(known.saved.values())
+    saved = [_buffer(x, shape, batch, hidden, steps) for shape in shapes] if save else []
+    return [_buffer(x, FULL, batch, hidden, steps), *final, *saved]
+
+
+@torch.library.custom_op("gatelib::recurrent_backward", mutates_args=())
+def _recurrent_backward(
+    cell: str,
+    d_y: Tensor,
+    d_final: list[Tensor],
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    vectors: list[Tensor],
+    initial: list[Tensor],
+    mask: Tensor | None,
+    h: Tensor,
+    saved: list[Tensor],
+    needs_x: bool,
+) -> list[Tensor]:
+    """Gradients of x (where needed), weights, biases, vectors, initial states, in this order."""
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    x, vectors = x.contiguous(), [v.reshape(1, -1) for v in vectors]
+    known = cell_of_text(cell)
+    with torch.autocast(x.device.type, enabled=False):
+        return _run_backward(
+            known, d_y, d_final, x, weights, vectors, initial, mask, h, saved, needs_x
+        )
+
+
+@_recurrent_backward.register_fake
+def _(
+    cell: str,
+    d_y: Tensor,
+    d_final: list[Tensor],
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    vectors: list[Tensor],
+    initial: list[Tensor],
+    mask: Tensor | None,
+    h: Tensor,
+    saved: list[Tensor],
+    needs_x: bool,
+) -> list[Tensor]:
+    inputs = [x] if needs_x else []
+    inputs += [v for v in (weight_ih, weight_hh, bias_ih, bias_hh) if v is not None]
+    return [v.new_empty(v.shape) for v in (*inputs, *vectors, *initial)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Keep what the backward pass needs; the saved values have no gradient of their own."""
+    text, x, weight_ih, weight_hh, bias_ih, bias_hh, vectors, initial, mask, _ = inputs
+    ctx.set_materialize_grads(False)
+    first_saved = 1 + len(initial)
+    ctx.cell, ctx.counts = text, (len(vectors), len(initial))
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    ctx.save_for_backward(x, *weights, mask, *vectors, *initial, output[0], *output[first_saved:])
+
+
+def _backward(ctx: Any, d_outputs: list[Tensor | None]) -> tuple[Any, ...]:
+    """The gradient for each argument of `gatelib::recurrent`."""
+    x, weight_ih, weight_hh, bias_ih, bias_hh, mask, *others = ctx.saved_tensors
+    n_vectors, n_states = ctx.counts
+    vectors, others = others[:n_vectors], others[n_vectors:]
+    initial, h, saved = others[:n_states], others[n_states], others[n_states + 1 :]
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    d_y = torch.zeros_like(h) if d_outputs[0] is None else d_outputs[0]
+    d_final = [
+        torch.zeros_like(s) if d is None else d
+        for d, s in zip(d_outputs[1 : 1 + n_states], initial, strict=True)
+    ]
+    if torch.is_grad_enabled():
+        found = _differentiable_backward(
+            cell_of_text(ctx.cell), d_y, d_final, x, weights, vectors, initial, mask
+        )
+    else:
+        needs_x = ctx.needs_input_grad[1]
+        found = _recurrent_backward(
+            ctx.cell, d_y, d_final, x, *weights, vectors, initial, mask, h, saved, needs_x
+        )
+        found = found if needs_x else [None, *found]
+    given = iter(found)
+    d_x, *d_weights = (None if v is None else next(given) for v in (x, *weights))
+    d_vectors, d_initial = [next(given) for _ in vectors], [next(given) for _ in initial]
+    return None, d_x, *d_weights, d_vectors, d_initial, None, None
+
+
+def _differentiable_backward(
+    cell: Cell,
+    d_y: Tensor,
+    d_final: Sequence[Tensor],
+    x: Tensor,
+    weights: Weights,
+    vectors: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    mask: Tensor | None,
+) -> list[Tensor | None]:
+    """The same gradients as a graph that can be differentiated again: the plain loop's."""
+    inputs = [v for v in (x, *weights, *vectors, *initial) if v is not None]
+    wanted = [v for v in inputs if v.requires_grad]
+    y, final = unrolled(cell, x, weights, vectors, initial, mask)
+    pairs = [(o, d) for o, d in zip((y, *final), (d_y, *d_final), strict=True) if o.requires_grad]
+    outputs, seeds = zip(*pairs, strict=True)
+    found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
+    by_input = dict(zip(map(id, wanted), found, strict=True))
+    return [by_input.get(id(v)) for v in inputs]
+
+
+torch.library.register_autograd("gatelib::recurrent", _backward, setup_context=_setup_context)
