@@ -406,6 +406,16 @@ def test_openness_is_the_gate_at_input_zero(kind, openness):
         close(gate(torch.zeros(2, 4).double()).detach().numpy(), np.full((2, 3), openness))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_free_gates_start_half_open_or_as_open_as_asked(kind):
+    starts = {"softmax": 0.25, "gumbel_softmax": 0.25, "step": 0.0, "bernoulli": 0.0}
+    start = FeatureGate(4, kind, dtype=torch.float64).values().detach().numpy()
+    close(start, np.full(4, starts.get(kind, 0.5)))
+    if kind in OPENABLE and kind != "bernoulli":
+        asked = FeatureGate(4, kind, openness=0.8, dtype=torch.float64).values()
+        close(asked.detach().numpy(), np.full(4, 0.8))
+
+
 @settings(max_examples=30, deadline=None)
 @given(p=st.floats(1e-6, 1 - 1e-6))
 def test_bias_for_openness_is_the_inverse_of_the_sigmoid(p):
