@@ -96,7 +96,7 @@ def book_commands() -> tuple[tuple[str, ...], ...]:
     """Fetch the pinned web assets, then build every page; a warning is an error."""
     return (
         (sys.executable, "tools/vendor.py"),
-        (script("jupyter-book"), "build", ".", "--all", "-W", "-n", "--keep-going"),
+        (script("jupyter-book"), "build", ".", "--all", "-q", "-W", "-n", "--keep-going"),
     )
 
 
@@ -164,7 +164,7 @@ def call(command: Sequence[str]) -> tuple[int, str, int]:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | notebooks.ENVIRONMENT,
+        env=os.environ | notebooks.ENVIRONMENT | {"NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
