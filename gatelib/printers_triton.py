@@ -382,7 +382,7 @@ def _reads_of_a_step(plan: ScanSource) -> str:
     if before:
         text += f"{STEP}inside_ = t_ > 0\n"
     for p in before:
-        state = f"tl.load({plan.carries[p]}_ptr_ + at_ - width_, live_ & inside_, 0).to(DTYPE_)"
+        state = f"tl.load({plan.carries[p]}_ptr_ + (at_ - width_), live_ & inside_, 0).to(DTYPE_)"
         text += f"{STEP}{p} = {state}\n"
         text += f"{STEP}{p} = tl.where(inside_, {p}, {p}_start_)\n"
     carried = {v: plan.adjoints[p] for p, v in plan.carries.items()}

@@ -7,18 +7,16 @@ The truth is torch's autograd over the equations, step by step, in float64.
 """
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gatelib.equations
 from gatelib.kernels.triton import TimeScan, elementwise, interpreted, scan
 from gatelib.spec import Spec
+from tests.triton_cells import LSTM, MINGRU, PEEPHOLE, SLSTM, all_specs, named, params_of
 
 if not interpreted() and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
@@ -26,38 +24,6 @@ if not interpreted() and not torch.cuda.is_available():
 DEVICE = "cpu" if interpreted() else "cuda"
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 
-MINGRU = Spec.parse(
-    "mingru",
-    "a_z n h_prev -> h",
-    """
-    z = sigmoid(a_z)
-    h = (1 - z)*h_prev + z*n""",
-)
-RGLRU = Spec.parse(
-    "rglru",
-    "a_r a_i w x h_prev -> h",
-    """
-    r = sigmoid(a_r)
-    i = sigmoid(a_i)
-    a = exp(-8*r*softplus(w))
-    b = sqrt(1 - a*a)
-    h = a*h_prev + b*(i*x)""",
-)
-SLSTM = Spec.parse(
-    "slstm",
-    "a_i a_f a_z a_o c_prev n_prev m_prev -> h c n m",
-    """
-    l = -softplus(-a_f)
-    p = l + m_prev
-    m = maximum(p, a_i)
-    i = exp(a_i - m)
-    f = exp(p - m)
-    z = tanh(a_z)
-    o = sigmoid(a_o)
-    c = f*c_prev + i*z
-    n = f*n_prev + i
-    h = o*c/n""",
-)
 HIDDEN = Spec.parse(
     "hidden_state",
     "a x s_prev -> y",
@@ -78,37 +44,13 @@ FUNCTIONS = (
     "sigmoid tanh relu exp softplus silu gelu normal_cdf normal_pdf hardsigmoid step identity"
 )
 POSITIVE = {"n_prev", "t"}
-PARAMS = {"w", "w_i", "w_f", "w_o"}
-
-
-def all_specs():
-    """Every elementwise Spec of the equations, and ours."""
-    specs = [MINGRU, RGLRU, SLSTM, HIDDEN, CONSTANT]
-    for module in pkgutil.iter_modules(gatelib.equations.__path__):
-        family = importlib.import_module(f"gatelib.equations.{module.name}")
-        specs += [s for s in family.ALL.values() if s.is_elementwise]
-    return specs
-
-
-SPECS = all_specs()
+SPECS = all_specs(HIDDEN, CONSTANT)
 CELLS = [s for s in SPECS if s.carries]
-LSTM = next(s for s in CELLS if s.name == "lstm")
-PEEPHOLE = next(s for s in CELLS if s.name == "peephole")
-
-
-def named(specs):
-    return pytest.mark.parametrize("spec", specs, ids=lambda s: s.name)
-
-
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
 def together(values):
     return values if isinstance(values, tuple) else (values,)
-
-
-def params_of(spec):
-    return tuple(str(v) for v in spec.inputs if str(v) in PARAMS and spec.carries)
 
 
 def draw(name, shape, dtype, seed=0):

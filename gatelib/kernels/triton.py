@@ -380,7 +380,8 @@ def compile_report(
     """Compile every kernel of `spec` for `arch` (80 or 90); no GPU is needed.
 
     Reports the elementwise kernel, its backward, and, where the Spec has carries, both kernels over
-    time. Raises RuntimeError under the interpreter, which compiles nothing.
+    time. Raises RuntimeError under the interpreter, which compiles nothing, and ValueError for an
+    `arch` below 80.
     """
     if interpreted():
         raise RuntimeError("compile_report: unset TRITON_INTERPRET; the interpreter can't compile")
@@ -392,13 +393,19 @@ def compile_report(
 
 
 def _report(kernel: Any, arch: int, dtype: torch.dtype) -> KernelReport:
-    """Compile one kernel with the options of a launch and read what ptxas says of it."""
-    triton = _triton()
-    source = _source(kernel, dtype)
-    target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
-    built = triton.compile(source, target=target, options={"num_warps": 4})
+    """Compile one kernel and read what ptxas says of it."""
+    built = compiled(kernel, arch, dtype)
     registers, spilled = _ptxas(built.asm["ptx"], arch)
     return KernelReport(kernel.__name__, arch, registers, spilled, built.metadata.shared)
+
+
+def compiled(kernel: Any, arch: int, dtype: torch.dtype) -> Any:
+    """Triton's compiled form of a loaded kernel, with the options of a launch; needs no GPU."""
+    if arch < 80:
+        raise ValueError(f"arch: expected 80 or more, got {arch}")
+    triton = _triton()
+    target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
+    return triton.compile(_source(kernel, dtype), target=target, options={"num_warps": 4})
 
 
 def _source(kernel: Any, dtype: torch.dtype) -> Any:
