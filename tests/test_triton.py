@@ -261,3 +261,12 @@ def test_triton_is_not_imported_before_a_kernel_is_needed():
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert run.stdout.strip() == "False", run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the benchmark")
+def test_the_benchmark_says_where_there_is_no_gpu():
+    command = [sys.executable, str(ROOT / "benchmarks" / "triton_scan.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no CUDA device here" in run.stdout
