@@ -231,3 +231,16 @@ def test_the_spectrum_of_a_linear_layer_is_that_of_its_weight():
     layer = nn.Linear(4, 3).double()
     expected = torch.linalg.svdvals(layer.weight.detach())
     np.testing.assert_allclose(jacobian_spectrum(layer, torch.ones(2, 4).double()), expected)
+
+
+def test_a_recurrent_layer_from_a_spec_has_a_passport_like_torchs():
+    recurrent = pytest.importorskip("gatelib.nn.recurrent")
+    from gatelib.equations.lstm import LSTM
+
+    theirs = lstm(bias=False)
+    ours = recurrent.Recurrent(LSTM, WIDTH, HIDDEN, bias=False)
+    ours.load_state_dict(theirs.state_dict())
+    mine, other = (passport(layer, example()) for layer in (ours, theirs))
+    assert mine.forward.flops == other.forward.flops and mine.parameters == other.parameters
+    assert mine.half_life == {"Recurrent": other.half_life["LSTM"]}
+    assert mine.spectrum == other.spectrum and mine.saved_bytes > 0

@@ -207,6 +207,65 @@ def test_our_lstm_and_its_cell_are_read_like_torchs():
     assert_same(found["LSTMCell"], expected, 1e-6)
 
 
+def recurrent(spec, *args, **options):
+    module = pytest.importorskip("gatelib.nn.recurrent")
+    return module.Recurrent(spec, *args, **options).double()
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 2, 1]])
+def test_a_recurrent_lstm_is_read_like_torchs(lengths):
+    from gatelib.equations.lstm import LSTM
+
+    ours = recurrent(LSTM, 3, 4, 2, bidirectional=True)
+    theirs = nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True).double()
+    for name, parameter in theirs.named_parameters():
+        mine = getattr(ours, name, None)
+        parameter.data = torch.zeros_like(parameter) if mine is None else mine.data
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+    with record(theirs) as expected:
+        theirs(x if lengths is None else pack_padded_sequence(x, lengths, batch_first=True))
+    with record(ours) as found:
+        ours(x, lengths=None if lengths is None else torch.tensor(lengths))
+    for path, gates in expected.items():
+        same = {gate: found[path.replace("LSTM", "Recurrent")][gate] for gate in gates}
+        assert_same(same, gates)
+
+
+@pytest.mark.parametrize("name", ["peephole", "cifg", "layernorm", "no_output", "article"])
+def test_every_cell_of_the_book_is_read_and_ends_in_its_own_output(name):
+    from gatelib.equations.lstm import ALL
+
+    spec = ALL[name]
+    layer = recurrent(spec, 3, 4)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    with record(layer) as seen:
+        y, final = layer(x)
+    assert set(seen["Recurrent"]) == {str(v) for v, _ in spec.equations}
+    np.testing.assert_allclose(seen["Recurrent"]["h"], y.detach().numpy(), atol=1e-12)
+    for state, value in final.items():
+        np.testing.assert_allclose(
+            seen["Recurrent"][state][:, -1], value[0].detach().numpy(), atol=1e-12
+        )
+
+
+def test_a_reset_gate_after_the_product_is_read():
+    from gatelib.spec import Spec
+
+    spec = Spec.parse(
+        "gru",
+        "a_r a_z a_n u_n h_prev -> h",
+        "r = sigmoid(a_r)\nz = sigmoid(a_z)\nn = tanh(a_n + r*u_n)\nh = (1 - z)*n + z*h_prev",
+    )
+    layer = recurrent(spec, 3, 4)
+    x, start = torch.randn(2, 5, 3).double(), torch.randn(1, 2, 4).double()
+    with record(layer) as seen:
+        layer(x, {"h": start})
+    theirs = nn.GRU(3, 4, batch_first=True).double()
+    theirs.load_state_dict(layer.state_dict())
+    rows = [gru_by_hand(theirs, x[b].numpy(), "_l0", start[0, b].numpy()) for b in range(2)]
+    assert_same(seen["Recurrent"], stacked(rows))
+
+
 def test_modules_that_are_gates_are_recorded_where_they_stand():
     model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.GLU())
     with record(model) as seen:

@@ -7,7 +7,7 @@ Must not import the floors below; it measures whatever layer it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,16 @@ def _flat(values: tuple[Tensor, ...]) -> Tensor:
 
 
 def _tuple(state: Any) -> tuple[Tensor, ...]:
+    if isinstance(state, Mapping):
+        return tuple(state.values())
     return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def _like(state: Any, parts: list[Tensor]) -> Any:
+    """`parts` in the form of `state`: a tensor, a dict or a tuple."""
+    if isinstance(state, Mapping):
+        return dict(zip(state, parts, strict=True))
+    return parts[0] if isinstance(state, Tensor) else tuple(parts)
 
 
 def _check_rows(rows: int) -> int:
@@ -142,7 +151,7 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array) -> Array:
         zeros = [torch.zeros_like(state) for state in _tuple(result[1])]
         rows = _check_rows(sum(state.numel() for state in zeros))
         starts = [_copies(state, 1 if state.dim() == 3 else 0, rows) for state in zeros]
-        given = starts[0] if isinstance(result[1], Tensor) else tuple(starts)
+        given = _like(result[1], starts)
         ends = _flat(_tuple(layer(_copies(one, batch_dim, rows), given)[1]))
     else:
         rows = _check_rows(result.numel())

@@ -137,13 +137,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
+        formula = _formula(func._overloadpacket)
+        if formula is None:
             with self:
                 inside = _parts(func, args, kwargs)
             if inside is not NotImplemented:
                 return inside
         result = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
         if not _moves_nothing(func):
@@ -153,6 +153,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def cost(self) -> Cost:
         return Cost(self.flops, self.bytes)
+
+
+def _formula(packet: Any) -> Any:
+    """How torch counts the FLOPs of an operator, or of its namesake that doesn't work in place."""
+    apart = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None)
+    return flop_registry.get(packet, flop_registry.get(apart))
 
 
 def _parts(func: Any, args: Any, kwargs: Any) -> Any:
@@ -248,6 +254,12 @@ def _memory(gates: Recording, keep: str | None) -> dict[str, float]:
     return found
 
 
+def _saturated(layer: dict[str, Any]) -> dict[str, float]:
+    """The saturation of each value that is bounded by 1, states apart."""
+    bounded = {k: v for k, v in layer.items() if k not in ("c", "h") and np.nanmax(abs(v)) <= 1}
+    return {name: round(saturation(value), 2) for name, value in bounded.items()}
+
+
 def _spectrum(layer: nn.Module, x: Tensor) -> dict[str, float]:
     values = jacobian_spectrum(layer, x)
     values = np.where(values > values[0] * np.finfo(np.float64).eps * len(values), values, 0)
@@ -297,9 +309,6 @@ def passport(
         backward=backward,
         saved_bytes=saved,
         half_life=_memory(gates, keep),
-        saturated={
-            path: {g: round(saturation(v), 2) for g, v in layer.items() if g not in ("c", "h")}
-            for path, layer in gates.items()
-        },
+        saturated={path: _saturated(layer) for path, layer in gates.items()},
         spectrum=_spectrum(precise, wide) if spectrum else {},
     )

@@ -22,11 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from gatelib.lab.replay import replay
+from gatelib.nn.gate import FeatureGate, Gate
+from gatelib.nn.recurrent import Recurrent
+
 __all__ = ["Recording", "record"]
 
 Array = NDArray[Any]
 Gates = dict[str, Tensor]
-Reader = Callable[[Any, Any, Any, Any], dict[str, Gates]]
+Reader = Callable[[Any, list[Any], Any], dict[str, Gates]]
+"""(module, arguments in the order of its forward, what it returned) -> {suffix: gates}."""
 
 
 class Recording(dict[str, dict[str, Array]]):
@@ -166,8 +171,9 @@ def _one_layer(module: Any, layer: int, x: Any, states: tuple[Tensor | None, ...
     return alone(x, *([] if not given else [tuple(given) if len(given) == 2 else given[0]]))[0]
 
 
-def _read_layers(module: Any, x: Any, given: Any, result: Any) -> dict[str, Gates]:
+def _read_layers(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """The gates of torch.nn.LSTM, GRU and RNN, and of gatelib.nn.LSTM."""
+    x, given = arguments
     ways, layers = 1 + module.bidirectional, module.num_layers
     if module.training and module.dropout > 0 and layers > 1:
         raise ValueError(
@@ -187,8 +193,9 @@ def _read_layers(module: Any, x: Any, given: Any, result: Any) -> dict[str, Gate
     return found
 
 
-def _read_cell(module: Any, x: Tensor, given: Any, result: Any) -> dict[str, Gates]:
+def _read_cell(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """The gates of torch.nn.LSTMCell, GRUCell and RNNCell, and of gatelib.nn.LSTMCell: T = 1."""
+    x, given = arguments
     long = isinstance(result, tuple)
     h = given[0] if long and given is not None else given
     x = x if x.dim() == 2 else x[None]
@@ -198,27 +205,24 @@ def _read_cell(module: Any, x: Tensor, given: Any, result: Any) -> dict[str, Gat
     return {"": {name: value.reshape(len(x), 1, -1) for name, value in gates.items()}}
 
 
-def _read_output(module: Any, x: Any, given: Any, result: Any) -> dict[str, Gates]:
+def _read_output(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """A module that returns its gate."""
     return {"": {"gate": result}}
 
 
-def _read_glu(module: nn.GLU, x: Tensor, given: Any, result: Any) -> dict[str, Gates]:
-    return {"": {"gate": x.chunk(2, module.dim)[1].sigmoid()}}
+def _read_glu(module: nn.GLU, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    return {"": {"gate": arguments[0].chunk(2, module.dim)[1].sigmoid()}}
 
 
-def _read_spec(module: Any, x: Any, given: Any, result: Any) -> dict[str, Gates]:
-    """A layer that says itself what its gates are: `module.gates(x, initial_state)`."""
-    return {"": module.gates(x, given)}
+def _read_recurrent(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The named values of gatelib.nn.Recurrent."""
+    return replay(module, *arguments)
 
 
 def _reader(module: nn.Module) -> Reader | None:
     """How to read the gates of a module; None if it has none that we know."""
-    from gatelib.nn.gate import FeatureGate, Gate
-
-    if callable(getattr(module, "gates", None)):
-        return _read_spec
     readers: list[tuple[tuple[type, ...], Reader]] = [
+        ((Recurrent,), _read_recurrent),
         ((nn.RNNBase,), _read_layers),
         ((nn.RNNCellBase,), _read_cell),
         ((nn.GLU,), _read_glu),
@@ -232,8 +236,8 @@ def _watch(recording: Recording, path: str, module: nn.Module, reader: Reader) -
     def seen(module: nn.Module, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         signature = inspect.signature(module.forward)
         given = signature.bind(*args, **kwargs).arguments
-        x, state = [given.get(name) for name in [*signature.parameters, "", ""][:2]]
-        for suffix, gates in reader(module, x, state, result).items():
+        arguments = [given.get(name) for name in signature.parameters]
+        for suffix, gates in reader(module, arguments, result).items():
             recording.add(path + suffix, gates)
 
     return module.register_forward_hook(seen, with_kwargs=True)
@@ -251,7 +255,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
     layout of the layer was, nan beyond the end of a packed sequence; an activation keeps the shape
     of its output. With several layers or directions the path ends in .l0, .l0_reverse, .l1, …;
     reverse gates stand at the step whose input they read. Names: i f g o c h (LSTM, c the cell
-    state), r z n h (GRU), h (RNN); any other layer names its own.
+    state), r z n h (GRU), h (RNN); gatelib.nn.Recurrent has all the names of its Spec's equations.
 
     Raises:
         TypeError: `model` is no module, or has no module whose gates are known.
