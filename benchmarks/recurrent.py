@@ -1,0 +1,102 @@
+"""A training step of `gatelib.nn.Recurrent`: the fused path beside the plain loop and torch's LSTM.
+Imports gatelib.nn, gatelib.equations, torch and the harness.
+Must not import gatelib.reference or gatelib.lab.
+
+The plain loop is `impl="reference"`: two linear maps and the cell at each step, under autograd. It
+takes the steps apart once; a loop that indexes `input[:, t]` instead pays for one full-sized
+gradient a step where the input needs a gradient, and is timed too.
+
+Run: python benchmarks/recurrent.py [--rounds N] [--device cpu|cuda] [--input-grad]
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from _harness import compare, table, write
+from torch import nn
+
+from gatelib.equations.lstm import CIFG, LAYERNORM, PEEPHOLE
+from gatelib.nn import Recurrent
+from gatelib.spec import Spec
+
+CASES = [(32, 128, 64, 128), (64, 256, 128, 256)]
+SPECS = [PEEPHOLE, CIFG, LAYERNORM]
+GOAL = 1.4
+
+
+class Indexing(nn.Module):
+    """The loop as it is often written: one step of the layer at a time."""
+
+    def __init__(self, layer: Recurrent) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Like the layer's."""
+        state, outputs = None, []
+        for t in range(x.shape[1]):
+            output, state = self.layer(x[:, t : t + 1], state)
+            outputs.append(output)
+        return torch.cat(outputs, 1), state
+
+
+def training_step(module: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """Forward, a scalar loss, backward into fresh gradients."""
+
+    def run() -> None:
+        module.zero_grad(set_to_none=True)
+        x.grad = None
+        output, _ = module(x)
+        output.square().mean().backward()
+
+    return run
+
+
+def measure(
+    spec: Spec, case: tuple[int, int, int, int], rounds: int, device: str, input_grad: bool
+) -> dict[str, object]:
+    """One row: the modules at (batch, time, input, hidden)."""
+    batch, time, features, hidden = case
+    plain = Recurrent(spec, features, hidden, impl="reference", device=device)
+    fused = Recurrent(spec, features, hidden, impl="fused", device=device)
+    fused.load_state_dict(plain.state_dict())
+    modules = {
+        "plain loop": plain,
+        "fused": fused,
+        "torch.nn.LSTM": nn.LSTM(features, hidden, batch_first=True, device=device),
+    }
+    if input_grad:
+        modules["loop by index"] = Indexing(plain)
+    x = torch.randn(batch, time, features, device=device, requires_grad=input_grad)
+    steps = {name: training_step(module, x) for name, module in modules.items()}
+    names = ("batch", "time", "input", "hidden")
+    sizes = {"cell": spec.name, **dict(zip(names, case, strict=True)), "input_grad": input_grad}
+    return {"case": sizes, "results": compare(steps, rounds)}
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--input-grad", action="store_true", help="the input needs a gradient")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    for case in CASES:
+        for spec in SPECS:
+            rows.append(
+                measure(spec, case, arguments.rounds, arguments.device, arguments.input_grad)
+            )
+            print(table(rows[-1:]), flush=True)
+    name = "recurrent-input-grad" if arguments.input_grad else "recurrent"
+    print("wrote", write(name, rows, arguments.device).name)
+    slow = [row["case"] for row in rows if row["results"]["fused"]["ratio"] < GOAL]
+    if slow:
+        raise SystemExit(f"slower than {GOAL} of the plain loop at {slow}")
+
+
+if __name__ == "__main__":
+    main()
