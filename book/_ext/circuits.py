@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -22,7 +23,7 @@ class Circuit(SphinxDirective):
 
     required_arguments = 1
     has_content = True
-    option_spec = {"alt": directives.unchanged_required}
+    option_spec: ClassVar = {"alt": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         """Return a figure with the drawing and the caption."""

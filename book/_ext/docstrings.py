@@ -8,6 +8,7 @@ read without a complaint is shown as it was written.
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -30,6 +31,8 @@ def is_clean(text: str) -> bool:
 
 def make_safe(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turn `name` into a literal, and text that docutils rejects into a literal block."""
+    if what in ("attribute", "property"):  # napoleon takes a colon there for a type
+        lines[:] = (inspect.getdoc(obj) or "\n".join(lines)).splitlines()
     text = SINGLE.sub(r"``\1``", "\n".join(lines))
     if not is_clean(text):
         text = "::\n\n" + "\n".join(f"    {line}" for line in lines)

@@ -1,6 +1,6 @@
 """The book's few lines of Sphinx: one extension that loads the others.
 
-Imports Sphinx, sphinxcontrib-katex and the modules beside it. Must not import gatelib or torch.
+Imports Sphinx and the modules beside it. Must not import gatelib or torch.
 
 It fetches the web assets if they are missing, so that the plain `jupyter-book build .` works.
 """
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
-from sphinxcontrib import katex
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tools")]
@@ -20,6 +19,7 @@ import address  # noqa: E402
 import circuits  # noqa: E402
 import claims  # noqa: E402
 import docstrings  # noqa: E402
+import mathematics  # noqa: E402
 import numbering  # noqa: E402
 import records  # noqa: E402
 import vendor  # noqa: E402
@@ -33,11 +33,9 @@ def share_visitors(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Fetch the assets, give KaTeX its node, and load the other modules."""
+    """Fetch the assets and load the other modules."""
     vendor.ensure()
-    katex.NODEJS_BINARY = str(vendor.node())
-    katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
-    for module in (address, numbering, claims, records, circuits, docstrings):
+    for module in (address, numbering, claims, records, circuits, docstrings, mathematics):
         module.setup(app)
     app.connect("builder-inited", share_visitors)
     return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from claims import Base
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from claims import Base
-
 AGREEMENT = "application/vnd.gates.agreement+json"
 PASSPORT = "application/vnd.gates.passport+json"
 PACKAGES = ("numpy", "sympy", "torch", "triton", "jupyter-book")
+MATRIX = {"name", "reference", "witnesses", "outputs", "bounds", "largest"}
 KINDS = ("exact", "measured", "timed")
 
 
@@ -102,9 +102,11 @@ class Agreement(Records):
         return self.either(out, "No chapter has stored an agreement matrix yet.")
 
     def matrix(self, data: dict[str, Any]) -> str:
-        """Return quantities down, witnesses across."""
-        rows = [[q, *errors] for q, errors in zip(data["quantities"], data["errors"], strict=True)]
-        return table(["quantity", *data["witnesses"]], rows)
+        """Return outputs and gradients down, witnesses across, and the largest at the foot."""
+        bounds, witnesses = data["bounds"], data["witnesses"]
+        rows = [[f"`{out}`", *(bounds[w][out] for w in witnesses)] for out in data["outputs"]]
+        rows.append(["**largest**", *(data["largest"][w] for w in witnesses)])
+        return table([f"against {data['reference']}", *witnesses], rows)
 
 
 class Passports(Records):
@@ -155,7 +157,7 @@ class Status(Records):
 
 def check(app: Sphinx, env: Any, docnames: list[str]) -> None:
     """Stop the build where stored data has not the form that the pages read."""
-    need = {AGREEMENT: {"name", "witnesses", "quantities", "errors"}, PASSPORT: {"name", "rows"}}
+    need = {AGREEMENT: MATRIX, PASSPORT: {"name", "rows"}}
     for path in chapters(Path(app.srcdir)):
         for media, keys in need.items():
             for data in stored(path, media):
