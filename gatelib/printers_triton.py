@@ -267,10 +267,10 @@ def time_scan(spec: Spec, params: Iterable[str] = (), keep: str = "") -> ScanSou
     # Every new state needs an adjoint, also one that is no output.
     hidden = [symbol(v) for v in carries.values() if symbol(v) not in spec.outputs]
     cell = replace(spec, outputs=(*spec.outputs, *hidden))
-    plan = _plan(spec, cell.vjp(keep), cell, chosen, carries)
-    text = prelude(cell, cell.vjp(keep), also=["upstream_"])
-    text += _forward(plan) + _reverse(plan, cell.vjp(keep))
-    return replace(plan, text=text)
+    vjp = cell.vjp(keep)
+    plan = _plan(spec, vjp, cell, chosen, carries)
+    text = prelude(cell, vjp, also=["upstream_"])
+    return replace(plan, text=text + _forward(plan) + _reverse(plan, vjp))
 
 
 def _chosen_params(spec: Spec, params: tuple[str, ...], carries: dict[str, str]) -> tuple[str, ...]:

@@ -114,6 +114,38 @@ def test_scans_fetch_the_next_steps_while_they_compute(dtype):
 
 
 @compiles
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"steps_": 1},
+        {"width_": 1},
+        {"lanes_": 1, "steps_": 1, "width_": 1},
+        {"g_h_ptr_": None, "d_c_prev_end_": None},
+        {"g_h_ptr_": None, "g_c_ptr_": None},
+    ],
+    ids=str,
+)
+def test_scans_compile_as_a_launch_specialises_them(fixed):
+    """A launch bakes in sizes of 1 and adjoints that nobody sends; the interpreter never does."""
+    plan = printers_triton.time_scan(PEEPHOLE, params_of(PEEPHOLE))
+    for name in (plan.forward, plan.reverse):
+        kernel = load(plan.text)[name]
+        own = {k: v for k, v in fixed.items() if k in kernel.arg_names}
+        assert compiled(kernel, 90, torch.float32, own).asm["cubin"]
+
+
+@compiles
+def test_an_exponential_gate_is_reduced_before_the_gpu_takes_two_to_the_power():
+    text = printers_triton.elementwise(parse("exp_gate", "a x -> y", "g = exp(a)", "y = g*x"))
+    codes = {
+        dtype: compiled(load(text)["exp_gate_elementwise"], 90, dtype).asm["ttir"]
+        for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    }
+    assert "math.floor" in codes[torch.float32] and "math.floor" in codes[torch.bfloat16]
+    assert "math.floor" not in codes[torch.float64]
+
+
+@compiles
 def test_an_unknown_architecture_is_an_error():
     with pytest.raises(ValueError, match="arch: expected 80 or more, got 1"):
         compile_report(MINGRU, arch=1)

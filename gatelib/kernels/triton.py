@@ -36,7 +36,8 @@ STAGES = 8
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 State = Tensor | tuple[Tensor, ...]
-Shapes = dict[str, tuple[Sequence[int], torch.dtype]]
+Like = tuple[Sequence[int], torch.dtype, torch.device]
+"""What an empty tensor is made from: shape, dtype, device."""
 
 
 # ---- from text to kernels ------------------------------------------------------------------
@@ -148,6 +149,7 @@ class Elementwise:
     def __init__(self, spec: Spec) -> None:
         self.spec, self.vjp = spec, spec.vjp("")
         self.names = [str(v) for v in spec.inputs]
+        self.seeds = printers_triton.seeds(spec, self.vjp)
         self.text = printers_triton.elementwise(spec)
 
     def __call__(self, *inputs: Tensor) -> State:
@@ -186,7 +188,7 @@ class _ElementwiseFunction(torch.autograd.Function):
         plan = ctx.plan
         named = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
         arrived = dict(zip(map(str, plan.spec.outputs), upstream, strict=True))
-        for output, seed in printers_triton.seeds(plan.spec, plan.vjp).items():
+        for output, seed in plan.seeds.items():
             named[seed] = arrived[output].contiguous()
         if not named:
             return None, *(torch.zeros_like(upstream[0]) for _ in plan.names)
@@ -271,67 +273,67 @@ def _state_dtypes(stream: Tensor) -> list[torch.dtype]:
     return [stream.dtype, _compute_dtype(stream.dtype)]
 
 
-def _launch_scan(kernel: Any, stream: Tensor, arguments: Sequence[Tensor | None]) -> None:
+def _launch_scan(kernel: Any, like: Like, arguments: Sequence[Tensor | None]) -> None:
     """One lane per (batch, feature); small problems get small programs, to use every processor."""
-    batch, steps, width = stream.shape
+    (batch, steps, width), dtype, _ = like
     lanes = batch * width
     warps = 1 if lanes < 2**15 else 4
     # Two half-width neighbours per thread, so that a load still moves the four bytes of a prefetch.
-    block = 32 * warps * (2 if stream.element_size() == 2 else 1)
-    options = {"BLOCK_": block, "DTYPE_": _in_triton(stream.dtype), "num_warps": warps}
+    block = 32 * warps * (2 if dtype.itemsize == 2 else 1)
+    options = {"BLOCK_": block, "DTYPE_": _in_triton(dtype), "num_warps": warps}
     sizes = (lanes, steps, width, STAGES)
     _launch(kernel, -(-lanes // block), [*arguments, *sizes], **options)
 
 
-def _room_for_adjoints(plan: ScanSource, stream: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """A tensor like each input; for a parameter, one sum per lane in the dtype of the computation.
+def _empty(like: Like) -> Tensor:
+    shape, dtype, device = like
+    return torch.empty(shape, dtype=dtype, device=device)
 
-    Lanes that added to one place together would make the sum depend on their order.
-    """
-    per_lane = (stream.shape[0], stream.shape[2]), _compute_dtype(stream.dtype)
-    wanted = shapes | dict.fromkeys(plan.params, per_lane)
-    return {n: stream.new_empty(shape, dtype=dtype) for n, (shape, dtype) in wanted.items()}
+
+def _per_lane(like: Like) -> Like:
+    """What a state of these streams is like: (B, D) in the dtype of the computation."""
+    (batch, _, width), dtype, device = like
+    return (batch, width), _compute_dtype(dtype), device
 
 
 class _ScanFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: ScanSource, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = {str(v): x for v, x in zip(plan.spec.inputs, inputs, strict=True)}
-        stream = named[plan.streams[0]]
-        exact = _compute_dtype(stream.dtype)
+        ctx.plan = plan
+        ctx.likes = {n: (x.shape, x.dtype, x.device) for n, x in named.items()}
+        shape, dtype, device = stream = ctx.likes[plan.streams[0]]
         outputs = [str(v) for v in plan.spec.outputs]
-        stored = {
-            v: torch.empty_like(stream, dtype=stream.dtype if v in outputs else exact)
-            for v in plan.stored
-        }
-        shape = (stream.shape[0], stream.shape[2])
-        ends = [stream.new_empty(shape, dtype=exact) for _ in plan.carries]
+        # What nobody asked to see is kept in the dtype of the computation.
+        dtypes = {v: dtype if v in outputs else _compute_dtype(dtype) for v in plan.stored}
+        stored = {v: _empty((shape, kind, device)) for v, kind in dtypes.items()}
+        ends = [_empty(_per_lane(stream)) for _ in plan.carries]
         kernel = load(plan.text)[plan.forward]
         _launch_scan(kernel, stream, [*inputs, *stored.values(), *ends])
-        ctx.plan, ctx.shapes = plan, {n: (x.shape, x.dtype) for n, x in named.items()}
+        known = stored | named
+        ctx.save_for_backward(*(known[v] for v in plan.reverse_reads))
         ctx.set_materialize_grads(False)
-        # An input that is also stored is read from the input.
-        ctx.save_for_backward(stream, *(({**stored, **named})[v] for v in plan.reverse_reads))
         return *(stored[v] for v in outputs), *ends
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan = ctx.plan
+        plan, stream = ctx.plan, ctx.likes[ctx.plan.streams[0]]
         if torch.is_grad_enabled():
             raise RuntimeError(
                 f"{plan.reverse}: a scan can be differentiated once, and create_graph=True asks "
                 "for more; run the cell step by step for second derivatives"
             )
-        stream, *reads = ctx.saved_tensors
-        outputs = [str(v) for v in plan.spec.outputs]
         arrived = [None if g is None else g.contiguous() for g in upstream]
+        outputs = [str(v) for v in plan.spec.outputs]
         seeds = dict(zip(outputs, arrived, strict=False))
-        adjoints = _room_for_adjoints(plan, stream, ctx.shapes)
-        arguments = [*reads, *(seeds.get(v) for v in plan.seeds), *arrived[len(outputs) :]]
-        kernel = load(plan.text)[plan.reverse]
-        _launch_scan(kernel, stream, [*arguments, *adjoints.values()])
+        # Lanes that added to one sum together would make it depend on their order.
+        likes = ctx.likes | dict.fromkeys(plan.params, _per_lane(stream))
+        adjoints = {name: _empty(like) for name, like in likes.items()}
+        arguments = [*ctx.saved_tensors, *(seeds.get(v) for v in plan.seeds)]
+        arguments += [*arrived[len(outputs) :], *adjoints.values()]
+        _launch_scan(load(plan.text)[plan.reverse], stream, arguments)
         for name in plan.params:
-            adjoints[name] = adjoints[name].sum(0).to(ctx.shapes[name][1])
+            adjoints[name] = adjoints[name].sum(0).to(ctx.likes[name][1])
         return None, *adjoints.values()
 
 
@@ -399,23 +401,29 @@ def _report(kernel: Any, arch: int, dtype: torch.dtype) -> KernelReport:
     return KernelReport(kernel.__name__, arch, registers, spilled, built.metadata.shared)
 
 
-def compiled(kernel: Any, arch: int, dtype: torch.dtype) -> Any:
-    """Triton's compiled form of a loaded kernel, with the options of a launch; needs no GPU."""
+def compiled(
+    kernel: Any, arch: int, dtype: torch.dtype, fixed: Mapping[str, object] | None = None
+) -> Any:
+    """Triton's compiled form of a loaded kernel, with the options of a launch; needs no GPU.
+
+    `fixed` names arguments to specialise on, as a launch does with a size of 1 or no pointer.
+    """
     if arch < 80:
         raise ValueError(f"arch: expected 80 or more, got {arch}")
     triton = _triton()
     target = triton.backends.compiler.GPUTarget("cuda", arch, 32)
-    return triton.compile(_source(kernel, dtype), target=target, options={"num_warps": 4})
+    source = _source(kernel, dtype, fixed or {})
+    return triton.compile(source, target=target, options={"num_warps": 4})
 
 
-def _source(kernel: Any, dtype: torch.dtype) -> Any:
+def _source(kernel: Any, dtype: torch.dtype, fixed: Mapping[str, object]) -> Any:
     """The kernel specialised as for aligned pointers and sizes that 16 divides."""
     from triton.compiler import ASTSource
 
     pointer = {2: "*bf16", 4: "*fp32", 8: "*fp64"}[dtype.itemsize]
     per_thread = 2 if dtype.itemsize == 2 else 1
     block = 128 * per_thread if "STAGES_" in kernel.arg_names else BLOCK
-    constants = {"BLOCK_": block, "DTYPE_": _in_triton(dtype), "STAGES_": STAGES}
+    constants = {"BLOCK_": block, "DTYPE_": _in_triton(dtype), "STAGES_": STAGES, **fixed}
     types = {"count_": "i64", "lanes_": "i32", "steps_": "i32", "width_": "i32"}
     types |= dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, pointer) for name in kernel.arg_names}
