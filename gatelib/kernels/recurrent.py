@@ -257,11 +257,12 @@ def _forward_columns(
 class _Gradients:
     """Adds up the gradients of the weights, one product per weight for each block of steps."""
 
-    def __init__(self, x: Tensor, h: Tensor, h_0: Tensor, weights: Weights) -> None:
+    def __init__(self, x: Tensor, h: Tensor, h_0: Tensor, weights: Weights, rows: int) -> None:
         weight_ih, weight_hh, bias_ih, bias_hh = weights
         self.x, self.h, self.h_0, self.weight = x, h, h_0, weight_ih
         self.to_ih = x.new_zeros(weight_ih.shape[::-1])
         self.to_hh = x.new_zeros(weight_hh.shape[::-1])
+        self.ones = x.new_ones(rows)
         self.bias_ih = None if bias_ih is None else torch.zeros_like(bias_ih)
         self.bias_hh = None if bias_hh is None else torch.zeros_like(bias_hh)
 
@@ -278,9 +279,9 @@ class _Gradients:
             u_rest, h_rest = u, self.h[start - 1 : stop - 1]
         self.to_hh.addmm_(h_rest.flatten(0, 1).t(), u_rest)
         if self.bias_ih is not None:
-            self.bias_ih.add_(a.sum(0))
+            self.bias_ih.addmv_(a.t(), self.ones[: len(a)])
         if self.bias_hh is not None:
-            self.bias_hh.add_(u.sum(0))
+            self.bias_hh.addmv_(u.t(), self.ones[: len(u)])
         if d_x is not None:
             torch.mm(a, self.weight, out=d_x[start:stop].flatten(0, 1))
 
@@ -370,7 +371,7 @@ def _run_backward(
     d_vectors = [x.new_zeros(batch, hidden) for _ in vectors]
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
     adjoints = _Adjoints(cell, d_final, mask)
-    gradients = _Gradients(x, h, initial[0], weights)
+    gradients = _Gradients(x, h, initial[0], weights, block * batch)
     columns = _own_buffers(cell.step_back, x, batch, hidden)
     columns |= _saved_columns(cell, vectors, initial, h, saved)
     columns |= _adjoint_columns(cell, d_a, d_u, d_vectors, steps)
@@ -417,9 +418,9 @@ def _adjoint_columns(
     """For each result of the backward step but the carries', its tensor, last step first."""
     slices = _slices(d_a, cell.gates, "d_a_")
     slices |= _slices(d_u, cell.gates, "d_u_") if cell.split else {}
-    backwards = range(steps - 1, -1, -1)
+    places = [t % d_a.shape[0] for t in range(steps - 1, -1, -1)]
     columns: dict[str, Iterable[Tensor]] = {
-        name: [values[t % len(d_a)] for t in backwards] for name, values in slices.items()
+        name: [values[at] for at in places] for name, values in slices.items()
     }
     named = zip(cell.vectors, d_vectors, strict=True)
     return columns | {f"d_{v}": itertools.repeat(d) for v, d in named}
