@@ -44,6 +44,7 @@ ALLOWED_TAGS = {
     "remove-input",
     "timed",
 }
+DECIDES = re.compile(r"decides-[A-E]\d+")  # the cell that a claim's verdict links to
 IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|opt|private)/|[A-Z]:\\\\")
 PROGRESS = re.compile(r"\r|\d%\||\d(?:it|s)/(?:s|it)\b")
@@ -87,8 +88,26 @@ def prose(notebook: NotebookNode) -> str:
     return "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
 
 
+def without_fenced_code(text: str) -> str:
+    """The lines outside code blocks; what stands in a directive is prose and stays."""
+    kept: list[str] = []
+    open_fences: list[tuple[str, bool]] = []
+    for line in text.splitlines():
+        inside_code = bool(open_fences) and open_fences[-1][1]
+        found = re.match(r"\s*(`{3,}|~{3,}|:{3,})(.*)", line)
+        fence, info = (found[1], found[2].strip()) if found else ("", "")
+        if fence and open_fences and not info and fence.startswith(open_fences[-1][0]):
+            open_fences.pop()
+        elif fence and not inside_code:
+            is_code = fence[0] != ":" and not re.match(r"\{(?!code|math)", info)
+            open_fences.append((fence, is_code))
+        elif not inside_code:
+            kept.append(line)
+    return "\n".join(kept)
+
+
 def without_code_and_math(text: str) -> str:
-    text = re.sub(r"^(`{3,}|~{3,})(?!\{).*?^\1\s*$", "", text, flags=re.M | re.S)
+    text = without_fenced_code(text)
     text = re.sub(r"(`+)(?!`)(?:(?!\1).)+?\1(?!`)", "", text)
     text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
     return re.sub(r"\$[^$\n]+\$", "", text)
@@ -119,7 +138,7 @@ def outputs_belong_to_the_code(notebook: NotebookNode) -> Iterator[str]:
 @rule
 def tags_are_known(notebook: NotebookNode) -> Iterator[str]:
     for cell in notebook.cells:
-        unknown = set(tags(cell)) - ALLOWED_TAGS
+        unknown = {t for t in tags(cell) if t not in ALLOWED_TAGS and not DECIDES.fullmatch(t)}
         if unknown:
             yield f"cell {cell.id} has tags {sorted(unknown)}, allowed are {sorted(ALLOWED_TAGS)}"
 
@@ -335,7 +354,7 @@ def good_notebook() -> NotebookNode:
     ignore = ["nbval-ignore-output"]
     cells = [
         new_markdown_cell("# Title\n\nIs $a<b$ and `<b>` fine? See <https://example.org/tmp/x>."),
-        *(new_markdown_cell(f"## {part}\n\nWords.") for part in PARTS[:-2]),
+        *(new_markdown_cell(f"## {p}\n\n```{{note}}\n{p}\n```\n\nX.") for p in PARTS[:-2]),
         new_code_cell("1 + 1", outputs=[new_output("execute_result", {"text/plain": "2"})]),
         new_code_cell("draw()", outputs=[picture("image/svg+xml")]),
         new_code_cell("assert train() > 0.9", metadata={"tags": ["measured", *ignore]}),
@@ -353,6 +372,33 @@ def good_notebook() -> NotebookNode:
             if output.output_type == "execute_result":
                 output.execution_count = number
     return notebooks.clean(notebook)
+
+
+FENCES = """before
+```{note}
+in a directive
+~~~
+code <b>
+~~~
+```
+```python
+code
+```
+```{code-block} python
+code
+```
+````{solution} x
+```
+code
+```
+still prose
+````
+after"""
+
+
+def test_code_blocks_are_told_from_directives():
+    kept = without_fenced_code(FENCES).splitlines()
+    assert kept == ["before", "in a directive", "still prose", "after"]
 
 
 def code(number: int) -> Callable[[NotebookNode], NotebookNode]:
@@ -398,6 +444,7 @@ SPOILS: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("outputs_belong_to_the_code", lambda nb: nb.metadata.pop("ran")),
     ("tags_are_known", lambda nb: code(0)(nb).metadata.update(tags=["nbval-skip"])),
     ("tags_are_known", lambda nb: code(0)(nb).metadata.update(tags=["remove-cell"])),
+    ("tags_are_known", lambda nb: code(0)(nb).metadata.update(tags=["decides-X1"])),
     ("kinds_are_consistent", lambda nb: code(0)(nb).metadata.update(tags=["measured"])),
     ("kinds_are_consistent", lambda nb: code(0)(nb).metadata.update(tags=["nbval-ignore-output"])),
     ("kinds_are_consistent", lambda nb: tags_of(nb, 2).append("timed")),
