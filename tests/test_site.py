@@ -98,7 +98,7 @@ def test_the_book_has_its_pages(html: Path) -> None:
 
 def test_a_chapter_keeps_the_number_of_its_file(html: Path) -> None:
     for stem in CHAPTERS:
-        title = soup(html / "chapters" / f"{stem}.html").h1.get_text()
+        title = soup(html / "chapters" / f"{stem}.html").select_one("article h1").get_text()
         assert title.startswith(f"{int(stem[:2])}. ")
 
 
@@ -508,7 +508,7 @@ def test_an_unknown_address_gets_the_books_own_page(tab: Any, host: str) -> None
     lost: list[str] = []
     tab.on("response", lambda r: lost.append(r.url) if r.status >= 400 else None)
     tab.goto(host + "no/such/page.html", wait_until="networkidle")
-    assert tab.inner_text("h1") == "This gate is closed"
+    assert tab.inner_text("article h1") == "This gate is closed"
     assert lost == [host + "no/such/page.html"]
     tab.click("nav.bd-links a >> nth=0")
     assert re.search(r"/chapters/\w+\.html$", tab.url)

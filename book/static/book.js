@@ -1,5 +1,6 @@
-// What CSS cannot do for a reader with a keyboard: a box that scrolls sideways can be focused.
+// What CSS cannot do for a reader with a keyboard or a screen reader.
 addEventListener("DOMContentLoaded", () => {
+  // A box that scrolls sideways can be focused, and then scrolled by the arrow keys.
   const boxes = ".katex-display, .bd-article pre, .wide, .cell_output, .circuit-drawing, .pst-scrollable-table-container";
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
@@ -11,4 +12,10 @@ addEventListener("DOMContentLoaded", () => {
   mark();
   document.fonts.ready.then(mark);
   addEventListener("resize", mark);
+  // The button says "Search Ctrl + K", so that is its name.
+  document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+  // Icons are drawn as text, which nobody should hear.
+  document.querySelectorAll("i.fa-solid, i.fas, i.fab, i.fa-brands").forEach((icon) => icon.setAttribute("aria-hidden", "true"));
+  // The entries of the bibliography are a list.
+  document.querySelectorAll(".citation-list > .citation").forEach((entry) => entry.setAttribute("role", "listitem"));
 });
