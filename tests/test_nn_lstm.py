@@ -119,7 +119,8 @@ def error(value, truth):
     """The largest absolute error, relative to the largest value where that is above 1."""
     if truth.numel() == 0:
         return 0.0
-    return float((value.double() - truth).abs().max() / max(1.0, float(truth.abs().max())))
+    value, truth = value.detach().double(), truth.detach()
+    return float((value - truth).abs().max() / max(1.0, float(truth.abs().max())))
 
 
 def assert_close(ours, truth, tolerance):
