@@ -150,6 +150,32 @@ def test_packed_sequences_are_read_and_padding_is_nan(kind, ordered):
                 assert np.isnan(found[length:]).all()
 
 
+def test_a_packed_reverse_layer_starts_from_its_state_at_its_own_end():
+    torch.manual_seed(3)
+    layer = nn.LSTM(2, 3, batch_first=True, bidirectional=True).double()
+    x, h, c = (torch.randn(s, dtype=torch.float64) for s in ((2, 5, 2), (2, 2, 3), (2, 2, 3)))
+    with record(layer) as seen:
+        layer(pack_padded_sequence(x, [5, 2], batch_first=True), (h, c))
+    for b, length in enumerate([5, 2]):
+        inputs = x[b, :length].numpy()[::-1]
+        back = lstm_by_hand(layer, inputs, "_l0_reverse", h[1, b].numpy(), c[1, b].numpy())
+        found = {gate: v[b, :length][::-1] for gate, v in seen["LSTM.l0_reverse"].items()}
+        assert_same(found, back)
+
+
+def test_three_layers_start_from_their_own_states():
+    torch.manual_seed(4)
+    layer = nn.GRU(2, 3, 3, batch_first=True).double()
+    x, h = torch.randn(1, 4, 2, dtype=torch.float64), torch.randn(3, 1, 3, dtype=torch.float64)
+    with record(layer) as seen:
+        layer(x, h)
+    inputs = x[0].numpy()
+    for level in range(3):
+        expected = gru_by_hand(layer, inputs, f"_l{level}", h[level, 0].numpy())
+        assert_same({gate: v[0] for gate, v in seen[f"GRU.l{level}"].items()}, expected)
+        inputs = expected["h"]
+
+
 def test_projections_are_read():
     layer = nn.LSTM(3, 6, 2, proj_size=2, batch_first=True).double()
     x = torch.randn(1, 4, 3, dtype=torch.float64)

@@ -32,6 +32,15 @@ def test_the_same_seed_repeats_every_number_and_another_does_not():
     assert not np.array_equal(run(steps=9, seed=1).losses, run(steps=9).losses)
 
 
+def test_the_seed_decides_dropout_whatever_came_before():
+    losses = []
+    for before in (1, 2):
+        model = classifier()
+        torch.manual_seed(before)
+        losses.append(train(model, digits.flat().train, steps=3, lr=0.1).losses)
+    assert np.array_equal(*losses)
+
+
 def test_the_callers_random_state_is_left_alone():
     model, data = classifier(), digits.flat().train
     before = torch.random.get_rng_state()
@@ -82,8 +91,9 @@ def test_fresh_batches_may_come_from_a_function():
 
 
 def test_divergence_stops_the_run_and_is_reported():
-    one = torch.ones(1, 1)
-    history = train(nn.Linear(1, 1), (one, one), steps=50, lr=1e9, loss="mse", optimizer="sgd")
+    model, one = nn.Linear(1, 1), torch.ones(1, 1)
+    history = train(model, (one, one), steps=50, lr=1e9, loss="mse", optimizer="sgd")
+    assert torch.isfinite(model.weight).all()  # no update after the loss that was not finite
     assert history.diverged and history.loss == float("inf") and "diverged" in repr(history)
     assert np.isnan(history.losses[-1]) and np.isfinite(history.losses[0])
 
