@@ -528,6 +528,8 @@ def test_a_gate_without_bias_is_one_half_at_zero():
         ({"temperature": math.nan}, ValueError, "temperature: expected a positive"),
         ({"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
         ({"openness": 1.0}, ValueError, "openness: expected a number strictly between 0.0 and 1.0"),
+        ({"openness": "wide"}, TypeError, "openness: expected a number, got str"),
+        ({"openness": math.nan}, ValueError, "openness: expected a number strictly between"),
         ({"openness": -1.0, "kind": "exp"}, ValueError, "openness: expected .* for kind 'exp'"),
         ({"openness": 0.5, "kind": "softmax"}, ValueError, "openness: expected None for kind"),
         ({"openness": 0.5, "bias": False}, ValueError, "openness: expected None where bias"),

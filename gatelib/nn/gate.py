@@ -178,6 +178,8 @@ class _AnyGate(nn.Module):
             self._bias_for(openness)
 
     def _bias_for(self, openness: float) -> float:
+        if isinstance(openness, bool) or not isinstance(openness, int | float):
+            raise TypeError(f"openness: expected a number, got {type(openness).__name__}")
         row = KINDS[self.kind]
         if row.preimage is None:
             raise ValueError(

@@ -50,6 +50,14 @@ def stretch(s: Array) -> Array:
     return result
 
 
+def scaled(a: Array, kind: str, temperature: float, noise: Array | None) -> Array:
+    """(a + noise) / temperature; a Bernoulli gate compares its noise later, in `open_gate`."""
+    if noise is None or kind == "bernoulli":
+        return a / temperature
+    added = gumbel_noise(noise) if kind == "gumbel_softmax" else logistic_noise(noise)
+    return (a + added) / temperature
+
+
 def open_gate(s: Array, kind: str, noise: Array | None) -> Array:
     """The gate g from the scaled preactivation s (the concrete kinds have their noise in s)."""
     if kind == "bernoulli":
@@ -121,11 +129,7 @@ def forward(
     a = np.broadcast_to(weights["b"], (*x.shape[:-1], len(weights["b"])))
     if "W" in weights:
         a = x @ weights["W"].T + a
-    s = a / temperature
-    if noise is not None and kind != "bernoulli":
-        s = (
-            a + (gumbel_noise if kind == "gumbel_softmax" else logistic_noise)(noise)
-        ) / temperature
+    s = scaled(a, kind, temperature, noise)
     g = open_gate(s, kind, noise)
     v = x if value is None else value
     return g * v, {"x": x, "weights": weights, "kind": kind, "value": value} | {
