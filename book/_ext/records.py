@@ -25,6 +25,7 @@ AGREEMENT = "application/vnd.gates.agreement+json"
 PASSPORT = "application/vnd.gates.passport+json"
 PACKAGES = ("numpy", "sympy", "torch", "triton", "jupyter-book")
 MATRIX = {"name", "reference", "witnesses", "outputs", "bounds", "largest"}
+PASSES = {"name", "input_shape", "exact", "measured"}
 KINDS = ("exact", "measured", "timed")
 
 
@@ -68,6 +69,21 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     """Return a Markdown table whose first column is text and whose others are numbers."""
     lines = ["| " + " | ".join(columns) + " |", "|:--|" + "--:|" * (len(columns) - 1)]
     return "\n".join(lines + ["| " + " | ".join(map(number, row)) + " |" for row in rows])
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested facts as one row each: {"forward": {"flops": 1}} is {"forward flops": 1}."""
+    rows: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix} {key}".strip().replace("_", " ")
+        rows |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return rows
+
+
+def passport(data: dict[str, Any]) -> dict[str, Any]:
+    """Return one gate's column."""
+    shape = " × ".join(map(str, data["input_shape"]))
+    return {"input": shape, **flat(data["exact"]), **flat(data["measured"])}
 
 
 class Records(Base):
@@ -115,8 +131,9 @@ class Passports(Records):
     def run(self) -> list[nodes.Node]:
         """Return one table of all passports."""
         found = [(p, data) for p in self.chapters() for data in stored(p, PASSPORT)]
-        names = list(dict.fromkeys(key for _, data in found for key in data["rows"]))
-        rows = [[name, *(data["rows"].get(name) for _, data in found)] for name in names]
+        facts = [passport(data) for _, data in found]
+        names = list(dict.fromkeys(name for fact in facts for name in fact))
+        rows = [[name, *(fact.get(name) for fact in facts)] for name in names]
         columns = ["property", *(f"[{d['name']}](/chapters/{p.name})" for p, d in found)]
         tables = [self.parse(table(columns, rows), "wide")] if found else []
         return self.either(tables, "No chapter has stored a passport yet.")
@@ -157,7 +174,7 @@ class Status(Records):
 
 def check(app: Sphinx, env: Any, docnames: list[str]) -> None:
     """Stop the build where stored data has not the form that the pages read."""
-    need = {AGREEMENT: MATRIX, PASSPORT: {"name", "rows"}}
+    need = {AGREEMENT: MATRIX, PASSPORT: PASSES}
     for path in chapters(Path(app.srcdir)):
         for media, keys in need.items():
             for data in stored(path, media):
