@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ __all__ = ["Weights", "fused", "unrolled"]
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """W, U, b, b'."""
+
+
+class Inputs(NamedTuple):
+    """What a cell runs on: see `unrolled`."""
+
+    x: Tensor
+    weights: Weights
+    vectors: Sequence[Tensor]
+    initial: Sequence[Tensor]
+    mask: Tensor | None
+
 
 BLOCK_BYTES = 2 << 20
 """Preactivations held at a time: small enough for the cache, large enough for a good product."""
@@ -152,49 +163,58 @@ def _arguments(program: Program, columns: dict[str, Iterable[Tensor]]) -> Iterat
 # ---- forward --------------------------------------------------------------------------------
 
 
-def _run_forward(
-    cell: Cell,
-    x: Tensor,
-    weights: Weights,
-    vectors: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    mask: Tensor | None,
-    save: bool,
-) -> list[Tensor]:
+def _run_forward(cell: Cell, inputs: Inputs, save: bool) -> list[Tensor]:
     """[h of every step, final states…, saved states except h…, saved values…]."""
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
-    steps, batch, _ = x.shape
-    width, hidden = weight_hh.shape
-    block = _block_steps(steps, batch, width, x.element_size())
-    pre = x.new_empty(block, batch, width)
-    rec = x.new_empty(batch, width) if cell.split else None
-    kept = _kept_buffers(cell, x, batch, hidden, steps, save)
-    states = {s: list(kept[s].unbind(0)) for s in cell.states}
+    steps = inputs.x.shape[0]
+    kept = _kept_buffers(cell, inputs, save)
+    now = {s: list(kept[s].unbind(0)) for s in cell.states}
     if not save:
-        states |= {s: (steps * v)[:steps] for s, v in states.items() if s != "h"}
-    before = {s: [v, *states[s][:-1]] for s, v in zip(cell.states, initial, strict=True)}
-    columns = _forward_columns(cell, pre, rec, kept, states, before, vectors)
-    step, sums = cell.step.compile(), _joined_gates(cell, pre, rec)
-    to_gates, to_hidden = weight_ih.t(), weight_hh.t()
+        now |= {s: (steps * v)[:steps] for s, v in now.items() if s != "h"}
+    before = {s: [v, *now[s][:-1]] for s, v in zip(cell.states, inputs.initial, strict=True)}
+    products = _Products(cell, inputs)
+    columns = _forward_columns(cell, products, kept, inputs.vectors) | now
+    columns |= {f"{s}_prev": values for s, values in before.items()}
+    step = cell.step.compile()
     for t, arguments in enumerate(_arguments(cell.step, columns)):
-        at = t % block
-        if at == 0:
-            _linear(x[t : t + block].flatten(0, 1), to_gates, bias_ih, pre)
-        if rec is None:
-            pre[at].addmm_(before["h"][t], to_hidden)
-        else:
-            _linear(before["h"][t], to_hidden, bias_hh, rec)
-            for into, part in sums:
-                into[at].add_(part)
+        products.fill(t, before["h"][t])
         step(*arguments)
-        if mask is not None:
+        if inputs.mask is not None:
             for s in cell.states:
-                torch.where(mask[t], states[s][t], before[s][t], out=states[s][t])
-    final = [
-        (states[s][-1] if steps else v).clone() for s, v in zip(cell.states, initial, strict=True)
-    ]
+                torch.where(inputs.mask[t], now[s][t], before[s][t], out=now[s][t])
+    ends = {s: now[s][-1] if steps else v for s, v in zip(cell.states, inputs.initial, strict=True)}
     saved = [kept[v] for v in (*cell.states[1:], *cell.saved)] if save else []
-    return [kept["h"], *final, *saved]
+    return [kept["h"], *(end.clone() for end in ends.values()), *saved]
+
+
+class _Products:
+    """W x + b for a block of steps at a time, and U h added to it (or beside it) at each step."""
+
+    def __init__(self, cell: Cell, inputs: Inputs) -> None:
+        weight_ih, weight_hh, self.bias_ih, self.bias_hh = inputs.weights
+        self.x, self.to_gates, self.to_hidden = inputs.x, weight_ih.t(), weight_hh.t()
+        steps, batch, _ = self.x.shape
+        width = weight_hh.shape[0]
+        self.block = _block_steps(steps, batch, width, self.x.element_size())
+        self.pre = self.x.new_empty(self.block, batch, width)
+        self.rec = self.x.new_empty(batch, width) if cell.split else None
+        self.joined = _joined_gates(cell, self.pre, self.rec)
+
+    def fill(self, t: int, h: Tensor) -> None:
+        """The preactivations of step t, whose state before is h."""
+        at = t % self.block
+        if at == 0:
+            x = self.x[t : t + self.block].flatten(0, 1)
+            _linear(x, self.to_gates, self.bias_ih, self.pre)
+        if self.rec is None:
+            self.pre[at].addmm_(h, self.to_hidden)
+        else:
+            _linear(h, self.to_hidden, self.bias_hh, self.rec)
+            for into, part in self.joined:
+                into[at].add_(part)
+
+
+def _zeros(like: Tensor | None) -> Tensor | None:
+    return None if like is None else torch.zeros_like(like)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -215,40 +235,31 @@ def _joined_gates(cell: Cell, pre: Tensor, rec: Tensor | None) -> list[tuple[Ten
     return [(a, u) for k, a, u in slices if k not in cell.split]
 
 
-def _kept_buffers(
-    cell: Cell, x: Tensor, batch: int, hidden: int, steps: int, save: bool
-) -> dict[str, Tensor]:
+def _kept_buffers(cell: Cell, inputs: Inputs, save: bool) -> dict[str, Tensor]:
     """Buffers of states and saved values; without `save`, two steps of each are enough."""
+    x, hidden = inputs.x, inputs.weights[1].shape[1]
+    steps, batch, _ = x.shape
     few = steps if save else min(steps, 2)
     kept = {s: _buffer(x, FULL, batch, hidden, few) for s in cell.states}
     kept["h"] = _buffer(x, FULL, batch, hidden, steps)
-    kept |= {v: _buffer(x, shape, batch, hidden, few) for v, shape in cell.saved.items()}
-    return kept
+    return kept | {v: _buffer(x, shape, batch, hidden, few) for v, shape in cell.saved.items()}
 
 
 def _forward_columns(
-    cell: Cell,
-    pre: Tensor,
-    rec: Tensor | None,
-    kept: dict[str, Tensor],
-    states: dict[str, list[Tensor]],
-    before: dict[str, list[Tensor]],
-    vectors: Sequence[Tensor],
+    cell: Cell, products: _Products, kept: dict[str, Tensor], vectors: Sequence[Tensor]
 ) -> dict[str, Iterable[Tensor]]:
-    """For each parameter of the forward step, its tensor at every step."""
+    """For each parameter of the forward step but the states, its tensor at every step."""
     batch, hidden = kept["h"].shape[1:]
-    columns: dict[str, Iterable[Tensor]] = _own_buffers(cell.step, pre, batch, hidden)
+    columns: dict[str, Iterable[Tensor]] = _own_buffers(cell.step, products.x, batch, hidden)
     for v in cell.saved:
         name = f"{v}_saved" if v in cell.shapes else v
         columns[name] = itertools.cycle(kept[v].unbind(0))
-    a = _slices(pre, cell.gates, "a_")
+    a = _slices(products.pre, cell.gates, "a_")
     columns |= {v: itertools.cycle(slices) for v, slices in a.items()}
-    if rec is not None:
-        u = _slices(rec[None], cell.gates, "u_")
+    if products.rec is not None:
+        u = _slices(products.rec[None], cell.gates, "u_")
         columns |= {v: itertools.repeat(slices[0]) for v, slices in u.items()}
-    columns |= {v: itertools.repeat(w) for v, w in zip(cell.vectors, vectors, strict=True)}
-    columns |= {f"{s}_prev": values for s, values in before.items()}
-    return columns | states
+    return columns | {v: itertools.repeat(w) for v, w in zip(cell.vectors, vectors, strict=True)}
 
 
 # ---- backward -------------------------------------------------------------------------------
@@ -257,38 +268,46 @@ def _forward_columns(
 class _Gradients:
     """Adds up the gradients of the weights, one product per weight for each block of steps."""
 
-    def __init__(self, x: Tensor, h: Tensor, h_0: Tensor, weights: Weights, rows: int) -> None:
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
-        self.x, self.h, self.h_0, self.weight = x, h, h_0, weight_ih
-        self.to_ih = x.new_zeros(weight_ih.shape[::-1])
-        self.to_hh = x.new_zeros(weight_hh.shape[::-1])
-        self.ones = x.new_ones(rows)
-        self.bias_ih = None if bias_ih is None else torch.zeros_like(bias_ih)
-        self.bias_hh = None if bias_hh is None else torch.zeros_like(bias_hh)
+    def __init__(self, cell: Cell, inputs: Inputs, h: Tensor, needs_x: bool) -> None:
+        weight_ih, weight_hh, bias_ih, bias_hh = inputs.weights
+        x = self.x = inputs.x
+        steps, batch, _ = x.shape
+        width = weight_hh.shape[0]
+        self.h, self.h_0, self.weight = h, inputs.initial[0], weight_ih
+        self.block = _block_steps(steps, batch, width, x.element_size())
+        self.d_a = x.new_empty(self.block, batch, width)
+        self.d_u = torch.empty_like(self.d_a) if cell.split else self.d_a
+        self.d_x = torch.empty_like(x) if needs_x else None
+        self.to_ih, self.to_hh = (x.new_zeros(w.shape[::-1]) for w in (weight_ih, weight_hh))
+        self.ones = x.new_ones(self.block * batch)
+        self.bias_ih, self.bias_hh = (_zeros(b) for b in (bias_ih, bias_hh))
+        self.joined = _joined_gates(cell, self.d_u, self.d_a) if cell.split else []
 
-    def add(self, start: int, stop: int, d_a: Tensor, d_u: Tensor, d_x: Tensor | None) -> None:
-        """Steps start…stop-1; `d_a` and `d_u` are adjoints of W x + b and of U h + b'."""
-        count = stop - start
-        a, u = d_a[:count].flatten(0, 1), d_u[:count].flatten(0, 1)
+    def add(self, t: int) -> None:
+        """Take step t's adjoints `d_a` of W x + b and `d_u` of U h + b' into account."""
+        for into, part in self.joined:
+            into[t % self.block].copy_(part[t % self.block])
+        if t % self.block == 0:
+            self._add_block(t, min(t + self.block, self.x.shape[0]))
+
+    def _add_block(self, start: int, stop: int) -> None:
+        a, u = (d[: stop - start].flatten(0, 1) for d in (self.d_a, self.d_u))
         self.to_ih.addmm_(self.x[start:stop].flatten(0, 1).t(), a)
-        batch = self.h.shape[1]
-        if start == 0:
-            self.to_hh.addmm_(self.h_0.t(), u[:batch])
-            u_rest, h_rest = u[batch:], self.h[: stop - 1]
-        else:
-            u_rest, h_rest = u, self.h[start - 1 : stop - 1]
-        self.to_hh.addmm_(h_rest.flatten(0, 1).t(), u_rest)
+        first = self.h.shape[1] if start == 0 else 0
+        self.to_hh.addmm_(self.h_0[:first].t(), u[:first])
+        h_before = self.h[max(start - 1, 0) : stop - 1]
+        self.to_hh.addmm_(h_before.flatten(0, 1).t(), u[first:])
         if self.bias_ih is not None:
-            self.bias_ih.addmv_(a.t(), self.ones[: len(a)])
+            self.bias_ih.addmv_(a.t(), self.ones[: a.shape[0]])
         if self.bias_hh is not None:
-            self.bias_hh.addmv_(u.t(), self.ones[: len(u)])
-        if d_x is not None:
-            torch.mm(a, self.weight, out=d_x[start:stop].flatten(0, 1))
+            self.bias_hh.addmv_(u.t(), self.ones[: u.shape[0]])
+        if self.d_x is not None:
+            torch.mm(a, self.weight, out=self.d_x[start:stop].flatten(0, 1))
 
     def all(self) -> list[Tensor]:
-        """Gradients of the weights and of the biases that there are."""
-        found = [self.to_ih.t().contiguous(), self.to_hh.t().contiguous()]
-        return found + [b for b in (self.bias_ih, self.bias_hh) if b is not None]
+        """Gradients of x where it needs one, the weights, and the biases that there are."""
+        found = (self.d_x, self.to_ih.t(), self.to_hh.t(), self.bias_ih, self.bias_hh)
+        return [d.contiguous() for d in found if d is not None]
 
 
 class _Adjoints:
@@ -350,75 +369,55 @@ class _Adjoints:
 
 def _run_backward(
     cell: Cell,
+    inputs: Inputs,
     d_y: Tensor,
     d_final: Sequence[Tensor],
-    x: Tensor,
-    weights: Weights,
-    vectors: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    mask: Tensor | None,
     h: Tensor,
     saved: Sequence[Tensor],
     needs_x: bool,
 ) -> list[Tensor]:
     """Gradients of x (where needed), weights, biases, learned vectors and initial states."""
-    weight_hh = weights[1]
-    steps, batch, _ = x.shape
-    width, hidden = weight_hh.shape
-    block = _block_steps(steps, batch, width, x.element_size())
-    d_a = x.new_empty(block, batch, width)
-    d_u = torch.empty_like(d_a) if cell.split else d_a
-    d_vectors = [x.new_zeros(batch, hidden) for _ in vectors]
-    d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
-    adjoints = _Adjoints(cell, d_final, mask)
-    gradients = _Gradients(x, h, initial[0], weights, block * batch)
-    columns = _own_buffers(cell.step_back, x, batch, hidden)
-    columns |= _saved_columns(cell, vectors, initial, h, saved)
-    columns |= _adjoint_columns(cell, d_a, d_u, d_vectors, steps)
-    columns |= adjoints.columns()
-    step_back, same = cell.step_back.compile(), _joined_gates(cell, d_u, d_a)
+    steps, (batch, hidden), weight_hh = h.shape[0], h.shape[1:], inputs.weights[1]
+    adjoints = _Adjoints(cell, d_final, inputs.mask)
+    gradients = _Gradients(cell, inputs, h, needs_x)
+    d_vectors = [h.new_zeros(batch, hidden) for _ in inputs.vectors]
+    columns = _own_buffers(cell.step_back, h, batch, hidden)
+    columns |= _saved_columns(cell, inputs, h, saved)
+    columns |= _adjoint_columns(cell, gradients, d_vectors, steps) | adjoints.columns()
+    step_back = cell.step_back.compile()
     for turn, arguments in enumerate(_arguments(cell.step_back, columns)):
         t = steps - 1 - turn
-        at = t % block
         adjoints.before(t, turn % 2, d_y[t])
         step_back(*arguments)
-        for into, part in same if cell.split else ():
-            into[at].copy_(part[at])
-        adjoints.after(t, turn % 2, d_u[at], weight_hh)
-        if at == 0:
-            gradients.add(t, min(t + block, steps), d_a, d_u, d_x)
-    d_initial = adjoints.initial(steps)
-    found = [*gradients.all(), *(d.sum(0) for d in d_vectors), *d_initial]
-    return found if d_x is None else [d_x, *found]
+        gradients.add(t)
+        adjoints.after(t, turn % 2, gradients.d_u[t % gradients.block], weight_hh)
+    return [*gradients.all(), *(d.sum(0) for d in d_vectors), *adjoints.initial(steps)]
 
 
 def _saved_columns(
-    cell: Cell,
-    vectors: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    h: Tensor,
-    saved: Sequence[Tensor],
+    cell: Cell, inputs: Inputs, h: Tensor, saved: Sequence[Tensor]
 ) -> dict[str, Iterable[Tensor]]:
     """For each saved parameter of the backward step, its tensor at every step, last step first."""
     count = len(cell.states) - 1
     states = dict(zip(cell.states, (h, *saved[:count]), strict=True))
     columns: dict[str, Iterable[Tensor]] = {}
-    for s, start in zip(cell.states, initial, strict=True):
+    for s, start in zip(cell.states, inputs.initial, strict=True):
         values = [start, *states[s].unbind(0)]
         columns[s] = values[:0:-1]
         columns[f"{s}_prev"] = values[-2::-1]
     for v, kept in zip(cell.saved, saved[count:], strict=True):
         columns[v] = kept.unbind(0)[::-1]
-    return columns | {v: itertools.repeat(w) for v, w in zip(cell.vectors, vectors, strict=True)}
+    vectors = zip(cell.vectors, inputs.vectors, strict=True)
+    return columns | {v: itertools.repeat(w) for v, w in vectors}
 
 
 def _adjoint_columns(
-    cell: Cell, d_a: Tensor, d_u: Tensor, d_vectors: Sequence[Tensor], steps: int
+    cell: Cell, gradients: _Gradients, d_vectors: Sequence[Tensor], steps: int
 ) -> dict[str, Iterable[Tensor]]:
     """For each result of the backward step but the carries', its tensor, last step first."""
-    slices = _slices(d_a, cell.gates, "d_a_")
-    slices |= _slices(d_u, cell.gates, "d_u_") if cell.split else {}
-    places = [t % d_a.shape[0] for t in range(steps - 1, -1, -1)]
+    slices = _slices(gradients.d_a, cell.gates, "d_a_")
+    slices |= _slices(gradients.d_u, cell.gates, "d_u_") if cell.split else {}
+    places = [t % gradients.block for t in range(steps - 1, -1, -1)]
     columns: dict[str, Iterable[Tensor]] = {
         name: [values[at] for at in places] for name, values in slices.items()
     }
@@ -444,9 +443,10 @@ def _recurrent(
 ) -> list[Tensor]:
     """[h of every step, final states…, saved…]; see `_run_forward`."""
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    x, vectors = x.contiguous(), [v.reshape(1, -1) for v in vectors]
+    rows = [v.reshape(1, -1) for v in vectors]
+    inputs = Inputs(x.contiguous(), weights, rows, initial, mask)
     with torch.autocast(x.device.type, enabled=False):
-        return _run_forward(cell_of_text(cell), x, weights, vectors, initial, mask, save)
+        return _run_forward(cell_of_text(cell), inputs, save)
 
 
 @_recurrent.register_fake
@@ -488,12 +488,10 @@ def _recurrent_backward(
 ) -> list[Tensor]:
     """Gradients of x (where needed), weights, biases, vectors, initial states, in this order."""
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    x, vectors = x.contiguous(), [v.reshape(1, -1) for v in vectors]
-    known = cell_of_text(cell)
+    rows = [v.reshape(1, -1) for v in vectors]
+    inputs = Inputs(x.contiguous(), weights, rows, initial, mask)
     with torch.autocast(x.device.type, enabled=False):
-        return _run_backward(
-            known, d_y, d_final, x, weights, vectors, initial, mask, h, saved, needs_x
-        )
+        return _run_backward(cell_of_text(cell), inputs, d_y, d_final, h, saved, needs_x)
 
 
 @_recurrent_backward.register_fake
@@ -530,25 +528,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _backward(ctx: Any, d_outputs: list[Tensor | None]) -> tuple[Any, ...]:
     """The gradient for each argument of `gatelib::recurrent`."""
-    x, weight_ih, weight_hh, bias_ih, bias_hh, mask, *others = ctx.saved_tensors
+    x, w, u, b_ih, b_hh, mask, *rest = ctx.saved_tensors
+    weights: Weights = (w, u, b_ih, b_hh)
     n_vectors, n_states = ctx.counts
-    vectors, others = others[:n_vectors], others[n_vectors:]
-    initial, h, saved = others[:n_states], others[n_states], others[n_states + 1 :]
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    vectors, initial = rest[:n_vectors], rest[n_vectors : n_vectors + n_states]
+    h, *saved = rest[n_vectors + n_states :]
+    inputs = Inputs(x, weights, vectors, initial, mask)
     d_y = torch.zeros_like(h) if d_outputs[0] is None else d_outputs[0]
-    d_final = [
-        torch.zeros_like(s) if d is None else d
-        for d, s in zip(d_outputs[1 : 1 + n_states], initial, strict=True)
-    ]
+    d_ends = zip(d_outputs[1 : 1 + n_states], initial, strict=True)
+    d_final = [torch.zeros_like(s) if d is None else d for d, s in d_ends]
     if torch.is_grad_enabled():
-        found = _differentiable_backward(
-            cell_of_text(ctx.cell), d_y, d_final, x, weights, vectors, initial, mask
-        )
+        found = _differentiable_backward(cell_of_text(ctx.cell), inputs, d_y, d_final)
     else:
         needs_x = ctx.needs_input_grad[1]
-        found = _recurrent_backward(
-            ctx.cell, d_y, d_final, x, *weights, vectors, initial, mask, h, saved, needs_x
-        )
+        arguments = (x, *weights, vectors, initial, mask, h, saved, needs_x)
+        found = _recurrent_backward(ctx.cell, d_y, d_final, *arguments)
         found = found if needs_x else [None, *found]
     given = iter(found)
     d_x, *d_weights = (None if v is None else next(given) for v in (x, *weights))
@@ -557,24 +551,18 @@ def _backward(ctx: Any, d_outputs: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 def _differentiable_backward(
-    cell: Cell,
-    d_y: Tensor,
-    d_final: Sequence[Tensor],
-    x: Tensor,
-    weights: Weights,
-    vectors: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    mask: Tensor | None,
+    cell: Cell, inputs: Inputs, d_y: Tensor, d_final: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """The same gradients as a graph that can be differentiated again: the plain loop's."""
-    inputs = [v for v in (x, *weights, *vectors, *initial) if v is not None]
-    wanted = [v for v in inputs if v.requires_grad]
-    y, final = unrolled(cell, x, weights, vectors, initial, mask)
-    pairs = [(o, d) for o, d in zip((y, *final), (d_y, *d_final), strict=True) if o.requires_grad]
-    outputs, seeds = zip(*pairs, strict=True)
+    given = (inputs.x, *inputs.weights, *inputs.vectors, *inputs.initial)
+    leaves = [v for v in given if v is not None]
+    wanted = [v for v in leaves if v.requires_grad]
+    y, final = unrolled(cell, *inputs)
+    pairs = zip((y, *final), (d_y, *d_final), strict=True)
+    outputs, seeds = zip(*((o, d) for o, d in pairs if o.requires_grad), strict=True)
     found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
-    by_input = dict(zip(map(id, wanted), found, strict=True))
-    return [by_input.get(id(v)) for v in inputs]
+    by_leaf = dict(zip(map(id, wanted), found, strict=True))
+    return [by_leaf.get(id(v)) for v in leaves]
 
 
 torch.library.register_autograd("gatelib::recurrent", _backward, setup_context=_setup_context)
