@@ -37,7 +37,7 @@ def symbol(name: object) -> Expr:
     return sp.Symbol(str(name), real=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spec:
     """Ordered scalar equations from inputs to outputs.
 
@@ -124,10 +124,11 @@ class Spec:
             for u in sorted_names(expression.free_symbols):
                 terms[u].append(algebra.pull(expression, u, adjoint, self._values))
         backward += [(symbol(f"{bar}_{u}"), plus(*terms[u])) for u in self.inputs]
-        again = self._recomputed(backward, self._kept(keep))
-        seeds = [symbol(f"{seed}_{output}") for output in self.outputs]
         adjoints = tuple(symbol(f"{bar}_{u}") for u in self.inputs)
-        return self._derived("vjp", (*again, *backward), seeds, adjoints)
+        useful = _pruned(backward, adjoints)
+        again = self._recomputed(useful, self._kept(keep))
+        seeds = [symbol(f"{seed}_{output}") for output in self.outputs]
+        return self._derived("vjp", (*again, *useful), seeds, adjoints)
 
     def _fresh(self, letter: str) -> str:
         """The prefix `letter`, doubled until no name of this Spec would be made twice."""
@@ -277,6 +278,12 @@ class Spec:
         if mine.keys() != theirs.keys():
             return False
         return all(sp.simplify(mine[name] - theirs[name]) == 0 for name in mine)
+
+    def __repr__(self) -> str:
+        """The text that `parse` reads, for terminals and plain diffs."""
+        sides = (" ".join(map(str, side)) for side in (self.inputs, self.outputs))
+        lines = [f"    {v} = {sp.sstr(e, order='none')}" for v, e in self.equations]
+        return "\n".join([f"{self.name}: {' -> '.join(sides)}", *lines])
 
     # ---- how a gate is shown ----------------------------------------------------------------
 

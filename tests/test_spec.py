@@ -214,6 +214,17 @@ def test_carries_are_found_by_name():
     assert lstm.LSTM.is_elementwise and not lstm.LAYERNORM.is_elementwise
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
+def test_what_a_spec_prints_can_be_read_back(spec):
+    for part in (spec, spec.vjp(), spec.jvp()):
+        head, *lines = repr(part).splitlines()
+        name, _, signature = head.partition(": ")
+        again = Spec.parse(name, signature, "\n".join(line[4:] for line in lines))
+        known = tensors(part)
+        for a, b in zip(call(part, known).values(), call(again, known).values(), strict=True):
+            assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-12, atol=1e-14)
+
+
 def test_latex_keeps_the_order_of_the_author():
     tex = lstm.LSTM.latex()
     assert r"c_{t} &= f_{t} \odot c_{t-1} + i_{t} \odot g_{t}" in tex
