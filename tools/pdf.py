@@ -1,0 +1,52 @@
+"""Print the whole book as one PDF, `_build/gates.pdf`, with Chromium.
+
+Imports Playwright; runs Jupyter Book's one-page builder in a process of its own.
+Must not import gatelib or Sphinx.
+
+The browser is CHROMIUM from the environment, a system one, or Playwright's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "_build" / "singlehtml" / "book" / "index.html"
+TARGET = ROOT / "_build" / "gates.pdf"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+OPEN_SOLUTIONS = "document.querySelectorAll('details').forEach(d => d.open = true)"
+
+
+def build() -> None:
+    """Build the book as one page."""
+    command = Path(sys.executable).with_name("jupyter-book")
+    subprocess.run([str(command), "build", ".", "--builder", "singlehtml"], cwd=ROOT, check=True)
+
+
+def print_page() -> None:
+    """Open the page in a browser and print it; exit with a message where there is no browser."""
+    with sync_playwright() as playwright:
+        named = [os.environ.get("CHROMIUM"), *map(shutil.which, BROWSERS)]
+        named.append(playwright.chromium.executable_path)
+        path = next((p for p in named if p and Path(p).exists()), None)
+        if path is None:
+            sys.exit("pdf: no Chromium found; install one or set CHROMIUM to its path")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(color_scheme="light")
+        page.goto(PAGE.as_uri(), wait_until="load")
+        page.evaluate(OPEN_SOLUTIONS)
+        margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+        page.pdf(path=str(TARGET), format="A4", margin=margin, outline=True, tagged=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    build()
+    print_page()
+    print(TARGET)
