@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import keyword
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -305,6 +305,18 @@ class Spec:
         from gatelib import printers
 
         return printers.compile(self, target)
+
+    def evaluate(self, values: Mapping[str, Any], target: str = "numpy") -> dict[str, Any]:
+        """The outputs by name, from inputs by name; `values` may hold more than is needed.
+
+        Raises ValueError where an input is missing.
+        """
+        missing = [str(v) for v in self.inputs if str(v) not in values]
+        if missing:
+            raise ValueError(f"values: expected {', '.join(missing)} too, got {sorted(values)}")
+        found = self.compile(target)(*(values[str(v)] for v in self.inputs))
+        found = found if isinstance(found, tuple) else (found,)
+        return dict(zip(map(str, self.outputs), found, strict=True))
 
 
 def _pruned(equations: list[Equation], outputs: Iterable[Expr]) -> tuple[Equation, ...]:

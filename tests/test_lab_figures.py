@@ -121,7 +121,7 @@ def test_bars_show_mean_and_every_seed():
     ax = figures.bars({"LSTM": Seeds((0.5, 0.7)), "RNN": [0.1]}, xlabel="accuracy", chance=0.125)
     assert [bar.get_width() for bar in ax.patches] == [pytest.approx(0.6), 0.1]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["LSTM", "RNN"]
-    assert {"0.6", "0.1", "chance"} <= {text.get_text() for text in ax.texts}
+    assert {"0.600", "0.100", "chance"} <= {text.get_text() for text in ax.texts}
 
 
 def test_a_heat_map_puts_steps_to_the_right_and_units_downwards():

@@ -61,9 +61,7 @@ def tensors(spec, n=7, seed=0):
 
 
 def call(spec, known, target="torch"):
-    found = spec.compile(target)(*(known[str(v)] for v in spec.inputs))
-    found = found if isinstance(found, tuple) else (found,)
-    return dict(zip(map(str, spec.outputs), found, strict=True))
+    return spec.evaluate(known, target)
 
 
 def everything(spec):
@@ -207,6 +205,11 @@ def test_replace_reorders_and_refuses_circles():
         lstm.LSTM.replace(i="1 - f", f="1 - i")
     with pytest.raises(SpecError, match="is an input"):
         lstm.LSTM.replace(a_i="1")
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ValueError, match="values: expected a_g, c_prev too"):
+        lstm.LSTM.evaluate({"a_i": 0.0, "a_f": 0.0, "a_o": 0.0})
 
 
 def test_carries_are_found_by_name():

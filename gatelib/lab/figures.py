@@ -146,7 +146,7 @@ def bars(
         ax.plot([runs.min(), runs.max()], [row, row], "-", color=colour, linewidth=2)
         ax.plot(runs, [row] * len(runs), "o", color=colour, markersize=4)
         ax.annotate(
-            f"{runs.mean():#.{digits}g}",
+            f"{runs.mean():#.{digits}g}".rstrip("."),
             (max(runs.max(), 0), row),
             xytext=(6, 0),
             textcoords="offset points",

@@ -48,11 +48,8 @@ class _Run:
         self.vectors = [n for n in names if n in weights]
         self.states = list(dict.fromkeys(["h", *(str(v) for v in spec.carries.values())]))
         everything = tuple(v for v, _ in spec.equations)
-        values = Spec(f"{spec.name}_values", spec.equations, spec.inputs, everything)
-        self.compute, self.names = values.compile("numpy"), (names, [str(v) for v in everything])
-        vjp = spec.vjp()
-        self.pull, self.needs = vjp.compile("numpy"), [str(v) for v in vjp.inputs]
-        self.outputs, self.adjoints = list(map(str, spec.outputs)), list(map(str, vjp.outputs))
+        self.values = Spec(f"{spec.name}_values", spec.equations, spec.inputs, everything)
+        self.vjp, self.outputs = spec.vjp(), [str(v) for v in spec.outputs]
 
     def forward(self) -> None:
         self.saved: list[dict[str, Array]] = []
@@ -63,8 +60,7 @@ class _Run:
             step = {f"{name}_prev": value for name, value in state.items()}
             step |= dict(zip(self.gates, np.split(packed, len(self.gates), axis=1), strict=True))
             step |= {name: self.weights[name] for name in self.vectors}
-            values = _tuple(self.compute(*(step[name] for name in self.names[0])))
-            step |= dict(zip(self.names[1], values, strict=True))
+            step |= self.values.evaluate(step)
             state = {name: step[name] for name in self.states}
             self.saved.append(step)
 
@@ -79,9 +75,7 @@ class _Run:
         for t in reversed(range(self.x.shape[1])):
             seeds = {f"g_{name}": d_state.get(name, 0.0) for name in self.outputs}
             seeds["g_h"] = seeds["g_h"] + upstream["y"][:, t]
-            known = self.saved[t] | seeds
-            values = _tuple(self.pull(*(known[name] for name in self.needs)))
-            found = dict(zip(self.adjoints, values, strict=True))
+            found = self.vjp.evaluate(self.saved[t] | seeds)
             zeros = np.zeros_like(self.saved[t]["h"])
             parts = [found[f"d_{name}"] + zeros for name in self.gates]
             d_packed[:, t] = np.concatenate(parts, axis=1)
@@ -103,7 +97,3 @@ class _Run:
         }
         gradients |= {f"d_{name}0": value for name, value in d_state.items()}
         return gradients | {f"d_{name}": value for name, value in sums.items()}
-
-
-def _tuple(values: Any) -> tuple[Any, ...]:
-    return values if isinstance(values, tuple) else (values,)
