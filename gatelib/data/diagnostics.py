@@ -36,7 +36,7 @@ def adding(length: int, train_size: int = 2000, test_size: int = 500, seed: int 
     first half and at one of the second; y (N, 1) float32: the sum of the two marked numbers.
     Answering 1 without looking costs a mean squared error of 1/6.
     Source: S. Hochreiter and J. Schmidhuber, 1997, "Long short-term memory", section 5.4, with the
-    range of Q. Le, N. Jaitly, G. Hinton, arXiv:1504.00941, section 4.1.
+    range of Q. Le, N. Jaitly, G. Hinton, arXiv:1504.00941.
     """
     check_count("length", length, 2)
 
@@ -65,7 +65,7 @@ def copy(
     then blanks (channel ``symbols``), of which the last before the answer is a signal to speak
     (channel ``symbols + 1``); y (N, T) int64: ``symbols`` (blank), then the symbols in order.
     A memoryless answer costs a cross-entropy of width·ln(symbols)/T per step.
-    Source: M. Arjovsky, A. Shah, Y. Bengio, arXiv:1511.06464, section 5.1.
+    Source: M. Arjovsky, A. Shah, Y. Bengio, arXiv:1511.06464.
     """
     check_count("delay", delay, 1)
     check_count("width", width, 1)

@@ -101,7 +101,7 @@ def forward(
     x (B, T, D); h0 and c0 (B, H), zeros if absent; lengths (B,) whole numbers in 0…T. Returns the
     outputs (B, T, H), the final (h, c), and what `backward` needs. Past its length a row keeps
     its state and its output is 0. Raises ValueError for a shape, TypeError for a dtype that does
-    not fit. Source: Gers et al. 2000; Greff et al. 2015, section 2 and appendix A.
+    not fit. Source: Gers et al. 2000; Greff et al. 2015, arXiv:1503.04069.
     """
     kind = _variant(variant)
     hidden = _check(x, weights, kind)
