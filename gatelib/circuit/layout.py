@@ -10,6 +10,7 @@ Rails are the first rows. Costs are integers, so every machine finds the same ar
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 from gatelib.circuit.graph import Graph
@@ -44,30 +45,31 @@ class Layout:
         self.left: list[list[int]] = [[s for s, _ in n.edges] for n in self.nodes]
         for left, right in graph.before:
             self.left[right].append(left)
-        self.order = self._topological()
         kinds = [n.kind for n in self.nodes]
         self.outs = [i for i, kind in enumerate(kinds) if kind == "out"]
         self.late = [i for i, kind in enumerate(kinds) if kind not in ("pin", "out")]
         self.free = [i for i, n in enumerate(self.nodes) if n.rail < 0 and n.kind != "out"]
         self.pins = [i for i in self.free if kinds[i] == "pin"]
+        self.order = self._topological()
         self._costs: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
 
     def _topological(self) -> list[int]:
+        """All nodes but the outputs, each after what stands left of it."""
         order: list[int] = []
-        while len(order) < len(self.nodes):
-            waiting = (i for i in range(len(self.nodes)) if i not in order)
+        waiting = [i for i in range(len(self.nodes)) if i not in self.outs]
+        while waiting:
             order.append(next(i for i in waiting if set(self.left[i]) <= set(order)))
+            waiting.remove(order[-1])
         return order
 
     def columns(self, delay: list[int]) -> list[int]:
         """Longest-path layers, plus delays; outputs stand in the last."""
         column = [0] * len(self.nodes)
         for index in self.order:
-            left = self.left[index]
-            column[index] = delay[index] + (1 + max(column[p] for p in left) if left else 0)
-        last = max([0, *(column[i] for i in self.order if self.nodes[i].kind != "out")])
+            column[index] = delay[index] + max([column[p] + 1 for p in self.left[index]], default=0)
+        last = max(column) + 1
         for index in self.outs:
-            column[index] = last + 1
+            column[index] = last
         return column
 
     def settle(self, rows: list[int]) -> list[int]:
@@ -89,17 +91,19 @@ class Layout:
 
     def _cost(self, rows: list[int], delay: list[int]) -> int:
         column = self.columns(delay)
-        reach, total = self._along_rows(rows, column)
-        total += self._along_columns(rows, column, reach)
+        by_row: list[list[int]] = [[] for _ in range(max(rows) + 1)]
+        for index, row in enumerate(rows):
+            by_row[row].append(index)
+        reach, total = self._along_rows(rows, column, by_row)
+        total += self._along_columns(rows, column, by_row, reach)
         total += ROW * max(rows) + COLUMN * max(column) + DELAY * sum(delay)
         pins = [rows[i] for i in self.pins]  # as few as may be out of the author's order
         return total + sum(a > b for n, a in enumerate(pins) for b in pins[n + 1 :])
 
-    def _along_rows(self, rows: list[int], column: list[int]) -> tuple[list[int], int]:
+    def _along_rows(
+        self, rows: list[int], column: list[int], by_row: list[list[int]]
+    ) -> tuple[list[int], int]:
         """How far every value runs to the right, and the cost of what stands in its way."""
-        by_row: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_row.setdefault(row, []).append(index)
         reach, total = list(column), 0
         for index, row in enumerate(rows):
             turn = straight = here = column[index]
@@ -116,19 +120,20 @@ class Layout:
                     total += CLASH * (there == here or there <= turn or there < straight)
         return reach, total
 
-    def _along_columns(self, rows: list[int], column: list[int], reach: list[int]) -> int:
+    def _along_columns(
+        self, rows: list[int], column: list[int], by_row: list[list[int]], reach: list[int]
+    ) -> int:
         """The cost of all vertical runs: their own, of what they cross, and of each other."""
         total = 0
         for place, runs in self._runs(rows, column).items():
             for number, run in enumerate(runs):
                 total += TURN + LENGTH * (run.high - run.low)
                 total += DROP * (self.nodes[run.sink].kind == "box")
-                for other, row in enumerate(rows):
-                    if run.low < row < run.high and column[other] <= place:
-                        if column[other] == place:
-                            total += CLASH
-                        elif reach[other] >= place:
-                            total += CROSSING
+                for other in chain.from_iterable(by_row[run.low + 1 : run.high]):
+                    if column[other] == place:
+                        total += CLASH
+                    elif column[other] < place <= reach[other]:
+                        total += CROSSING
                 total += sum(run.meets(other) for other in runs[number + 1 :])
         return total
 
