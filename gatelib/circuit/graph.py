@@ -87,11 +87,11 @@ class Graph:
     # ---- one method for each form of an expression; all return the index of a node -----------
 
     def _equation(self, name: str, expression: Expr) -> int:
-        """A new node that carries the name of an equation."""
+        """A new node that carries the name of an equation; for `h = m`, a point on m's wire."""
         start = len(self.nodes)
         index = self._build(expression)
         if index < start:
-            index = self.add("box", "id", [(index, "")])
+            index = self.add("tap", "", [(index, "")])
         self.nodes[index].name = name
         return index
 

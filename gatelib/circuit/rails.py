@@ -17,7 +17,7 @@ ONE_SIDED = "exp relu softplus silu gelu".split()
 STRENGTH = {FUNCTION_LABELS.get(f, f): 1 for f in ONE_SIDED} | {
     FUNCTION_LABELS.get(f, f): 2 for f in BOUNDED
 }
-THROUGH_GATES = frozenset(("1−", "⊙", "√", "x^2"))  # of gates only, these are gates again
+THROUGH_GATES = frozenset(("", "1−", "⊙", "√", "x^2"))  # of gates only, these (a tap: "") are again
 
 
 def lay_rails(graph: Graph, spec: Spec) -> None:
