@@ -104,6 +104,7 @@ GATES = {
     h = o*c/n""",
     ),
 }
+SVG = "{http://www.w3.org/2000/svg}"
 drawn = cache(draw)
 
 
@@ -177,8 +178,18 @@ def everything_is_on_the_sheet(circuit: Circuit) -> None:
         assert x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height, shape
 
 
+def no_name_runs_into_a_shape(circuit: Circuit) -> None:
+    """The names on wires, at six units a letter: narrower than any font sets them."""
+    for text in ElementTree.fromstring(circuit.svg).iter(f"{SVG}text"):
+        if text.get("text-anchor") == "start":
+            x, y = float(text.get("x", "")), float(text.get("y", ""))
+            place = (x, y - 9, x + 6 * len("".join(text.itertext())), y)
+            for shape in circuit.shapes:
+                assert shape.kind in ("pin", "out", "tap") or not meet(place, box(shape)), shape
+
+
 def is_sound(circuit: Circuit) -> None:
-    ElementTree.fromstring(circuit.svg)
+    no_name_runs_into_a_shape(circuit)
     no_shapes_overlap(circuit)
     no_wire_runs_through_a_shape(circuit)
     wires_only_cross(circuit)
@@ -188,7 +199,7 @@ def is_sound(circuit: Circuit) -> None:
 
 def shown_texts(circuit: Circuit) -> list[str]:
     root = ElementTree.fromstring(circuit.svg)
-    return ["".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    return ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
 
 
 def plain(name: str, spec: Spec) -> str:
@@ -233,11 +244,48 @@ def test_every_carry_is_a_straight_rail_across_the_top(gate: tuple[Spec, Circuit
     assert all(s.y > lowest_rail for s in others)
 
 
+def test_a_wire_jumps_over_each_wire_that_it_crosses(gate: tuple[Spec, Circuit]) -> None:
+    levels = [wire.segments[0] for wire in gate[1].wires]
+    drops = [upright(drop) for wire in gate[1].wires for drop in wire.segments[1:]]
+    crossings = [
+        drop for x1, y, x2, _ in levels for drop in drops if meet((x1, y, x2 + 0.01, y), drop)
+    ]
+    assert gate[1].svg.count("A5 5 ") == len(crossings)
+
+
 def test_the_lstm_rail_holds_one_product_and_one_sum() -> None:
     shapes = drawn(LSTM).shapes
     top = min(s.y for s in shapes)
     rail = [s.label for s in sorted(shapes, key=lambda s: s.x) if s.y == top]
     assert rail == ["c_{t−1}", "⊙", "+", "c_{t}"]
+
+
+def test_a_rail_runs_through_products_rather_than_functions() -> None:
+    spec = Spec.parse("residual", "a h_prev -> h", "p = tanh(h_prev)\nq = a*h_prev\nh = p + q")
+    shapes = drawn(spec).shapes
+    assert {s.label for s in shapes if s.role == "state"} == {"h_{t−1}", "⊙", "+", "h_{t}"}
+
+
+@pytest.mark.parametrize(
+    ("signature", "text"),
+    [
+        ("a p_prev -> y p", "y = a*p_prev\np = y + a"),  # an output in the middle of a rail
+        ("p_prev q_prev -> p q", "p = maximum(p_prev, q_prev)\nq = p_prev*q_prev"),
+        ("a p_prev q_prev -> p q", "p = a*p_prev + q_prev\nq = p*q_prev + p_prev"),
+    ],
+)
+def test_who_else_reads_a_rail_is_drawn_beside_it(signature: str, text: str) -> None:
+    spec = Spec.parse("branches", signature, text)
+    is_sound(drawn(spec))
+    for carry in spec.carries.items():
+        ends = {s.y for s in drawn(spec).shapes if s.name in map(str, carry)}
+        assert len(ends) == 1
+
+
+def test_where_two_carries_meet_the_first_keeps_its_rail() -> None:
+    spec = Spec.parse("meet", "a p_prev q_prev -> p q", "p = a*p_prev + q_prev\nq = tanh(p)")
+    is_sound(drawn(spec))
+    assert len({s.y for s in drawn(spec).shapes if s.name in ("p_prev", "p")}) == 1
 
 
 def test_gates_that_multiply_are_coloured_and_candidates_are_not() -> None:
@@ -317,6 +365,10 @@ def test_a_previous_value_with_a_subscript_keeps_both() -> None:
     assert "sx,t−1" in shown_texts(draw(spec))
 
 
+def test_a_name_with_two_subscripts_shows_both() -> None:
+    assert "ab,c" in shown_texts(draw(Spec.parse("two", "a_b_c -> y", "y = tanh(a_b_c)")))
+
+
 def test_width_sets_the_natural_width_in_pixels() -> None:
     circuit = draw(GATES["gate"], width=300)
     assert 'width="300"' in circuit.svg
@@ -359,6 +411,16 @@ def test_what_is_not_a_spec_is_refused() -> None:
 )
 def test_small_expressions_are_drawn(text: str) -> None:
     is_sound(draw(Spec.parse("small", "a -> y", text)))
+
+
+def test_a_value_that_is_read_twice_by_one_function_has_one_wire() -> None:
+    wires = draw(Spec.parse("twice", "a -> y", "y = maximum(a, a)")).wires
+    assert [len(wire.sinks) for wire in wires] == [1, 1]
+
+
+def test_a_bias_beside_a_constant_is_shown() -> None:
+    spec = Spec.parse("bias", "b_p p_prev -> p", "p = 1 - p_prev + b_p")
+    assert {"+bp", "+1"} <= set(shown_texts(draw(spec)))
 
 
 TEMPLATES = (
