@@ -105,24 +105,24 @@ def test_the_streams_of_numpy_have_not_moved():
 
 def test_every_data_set_loads_within_a_second_of_a_fresh_process():
     program = (
-        "import time; start = time.perf_counter()\n"
+        "import time\n"
         "from gatelib.data import diagnostics, digits, mnist\n"
         "mnist.rows(); digits.images()\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time())\n"
         "import sys; print({'torch', 'sympy', 'sklearn', 'pandas', 'mlxtend'} & set(sys.modules))"
     )
     out = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     seconds, heavy = out.stdout.split("\n")[:2]
-    assert float(seconds) < 2  # 0.2 s alone on a core; the machine may be busy
+    assert float(seconds) < 1  # of the processor: a busy machine must not decide
     assert heavy == "set()"
 
 
 def test_diagnostics_are_made_within_a_second():
-    start = time.perf_counter()
+    start = time.process_time()
     diagnostics.adding(200), diagnostics.copy(200), diagnostics.recall_first(200)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 1
 
 
 @settings(deadline=None, max_examples=30)

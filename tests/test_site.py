@@ -497,8 +497,9 @@ def test_the_theme_button_turns_the_page_dark_and_is_remembered(tab: Any, host: 
 
 
 def test_a_figure_is_readable_in_the_dark(tab: Any, host: str) -> None:
+    tab.emulate_media(color_scheme="dark")
     tab.goto(host + "chapters/06_lstm.html", wait_until="networkidle")
-    tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     filters = "all => all.map(image => getComputedStyle(image).filter)"
     found = tab.eval_on_selector_all("article figure img", filters)
     assert found and all("invert" in value for value in found)
