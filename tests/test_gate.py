@@ -64,21 +64,14 @@ def run_torch(kind, d, temperature):
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def call(spec, values):
-    """The outputs of a Spec by name, through its generated NumPy."""
-    results = spec.compile("numpy")(*[values[symbol.name] for symbol in spec.inputs])
-    results = results if isinstance(results, tuple) else (results,)
-    return {symbol.name: result for symbol, result in zip(spec.outputs, results, strict=True)}
-
-
 def run_equations(kind, d, temperature):
-    """y, and the gradients of a, x (the value) and t, from the Spec and its symbolic backward."""
+    """y, and the gradients of a, v (the value) and t, from the Spec and its symbolic backward."""
     forward = equations.ALL["tempered" if kind == "sigmoid" else kind]
     a = d["x"] @ d["W"].T + d["b"]
     if "t" not in [symbol.name for symbol in forward.inputs]:
         a = a / temperature
-    values = {"a": a, "x": d["value"], "t": temperature, "u": d["noise"], "g_y": d["dy"]}
-    return call(forward, values) | call(forward.vjp(keep=""), values)
+    values = {"a": a, "v": d["value"], "t": temperature, "u": d["noise"], "g_y": d["dy"]}
+    return forward.evaluate(values) | forward.vjp(keep="").evaluate(values)
 
 
 def close(actual, expected):
@@ -108,7 +101,7 @@ def test_equations_and_reference_agree_on_the_output(kind, temperature):
 def test_the_derived_backward_and_the_one_by_hand_agree(kind, temperature):
     d = draw(seed=3)
     expected, actual = run_reference(kind, d, temperature), run_equations(kind, d, temperature)
-    close(actual["d_x"], expected["value"])
+    close(actual["d_v"], expected["value"])
     if "d_t" in actual:
         close(actual["d_a"], expected["a"])
         close(np.sum(actual["d_t"]), expected["temperature"])
@@ -133,8 +126,8 @@ def test_straight_through_has_a_hard_value_and_the_gradient_of_its_stand_in(hard
     result = run_torch(hard, d, 0.8)
     assert set(np.unique(result["g"])) == {0.0, 1.0}
     a = (d["x"] @ d["W"].T + d["b"]) / 0.8
-    values = {"a": a, "x": d["value"], "g_y": d["dy"]}
-    d_a = call(equations.ALL[stand_in].vjp(keep=""), values)["d_a"] / 0.8
+    values = {"a": a, "v": d["value"], "g_y": d["dy"]}
+    d_a = equations.ALL[stand_in].vjp(keep="").evaluate(values)["d_a"] / 0.8
     close(result["W"], d_a.T @ d["x"])
     close(result["value"], d["dy"] * result["g"])
 
@@ -149,8 +142,8 @@ def test_every_equation_bears_its_name_and_gates_what_it_is_given(name):
 
 
 def test_the_true_derivative_of_a_step_is_zero():
-    values = {"a": np.array([-2.0, 3.0]), "x": np.ones(2), "g_y": np.ones(2)}
-    assert not np.any(call(equations.STEP.vjp(keep=""), values)["d_a"])
+    values = {"a": np.array([-2.0, 3.0]), "v": np.ones(2), "g_y": np.ones(2)}
+    assert not np.any(equations.STEP.vjp(keep="").evaluate(values)["d_a"])
 
 
 def test_the_straight_through_gradient_of_a_sample_is_that_of_its_mean():
@@ -163,9 +156,9 @@ def test_the_straight_through_gradient_of_a_sample_is_that_of_its_mean():
 
 @pytest.mark.parametrize("a", [0.3, -2.0, 4.0])
 def test_the_noise_free_hard_concrete_is_the_sample_at_the_median_noise(a):
-    d = {"a": np.full(2, a), "x": np.ones(2), "u": np.full(2, 0.5), "t": 1.0}
-    mean = call(equations.HARD_CONCRETE_MEAN, d)["y"]
-    close(mean, call(equations.HARD_CONCRETE, d)["y"])
+    d = {"a": np.full(2, a), "v": np.ones(2), "u": np.full(2, 0.5), "t": 1.0}
+    mean = equations.HARD_CONCRETE_MEAN.evaluate(d)["y"]
+    close(mean, equations.HARD_CONCRETE.evaluate(d)["y"])
     settled = KINDS["hard_concrete"].settle(torch.tensor(d["a"]), 0.3)
     close(settled.numpy(), mean)
 
@@ -187,16 +180,16 @@ def test_interpolation_agrees_in_all_three_forms():
     rng = np.random.default_rng(6)
     a, b, dy = rng.normal(size=(3, 4, 5))
     g = rng.uniform(size=(4, 5))
-    values = {"a": a, "b": b, "g": g, "g_y": dy}
+    values = {"old": a, "new": b, "g": g, "g_y": dy}
     spec = equations.INTERPOLATION
-    found = call(spec, values) | call(spec.vjp(keep=""), values)
+    found = spec.evaluate(values) | spec.vjp(keep="").evaluate(values)
     tensors = [torch.tensor(array, requires_grad=True) for array in (a, b, g)]
     y = interpolate(*tensors)
     y.backward(torch.tensor(dy))
     close(found["y"], reference.interpolate(a, b, g))
     close(y.detach().numpy(), reference.interpolate(a, b, g))
     by_hand = reference.interpolate_backward(dy, a, b, g)
-    for name, hand, tensor in zip("abg", by_hand, tensors, strict=True):
+    for name, hand, tensor in zip(("old", "new", "g"), by_hand, tensors, strict=True):
         close(found[f"d_{name}"], hand)
         close(tensor.grad.numpy(), hand)
 

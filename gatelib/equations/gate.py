@@ -1,8 +1,8 @@
-"""The generic gate, y = g x, as equations: one `Spec` for each way to get g from a preactivation a.
+"""The generic gate, y = g v, as equations: one `Spec` for each way to get g from a preactivation a.
 Imports `gatelib.spec`.
 Must not import NumPy, torch, or another floor.
 
-Symbols: `a` preactivation, `x` gated value, `t` temperature, `u` uniform noise in (0, 1).
+Symbols: `a` preactivation, `v` gated value, `t` temperature, `u` uniform noise in (0, 1).
 A noise-free gate is the noisy one at u = 1/2, where the noise is zero.
 """
 
@@ -10,17 +10,17 @@ from gatelib.spec import Spec
 
 SIGMOID = Spec.parse(
     "sigmoid_gate",
-    "a x -> y",
+    "a v -> y",
     """
     g = sigmoid(a)
-    y = g*x""",
+    y = g*v""",
 )
 TEMPERED = Spec.parse(
     "tempered_gate",
-    "a t x -> y",
+    "a t v -> y",
     """
     g = sigmoid(a/t)
-    y = g*x""",
+    y = g*v""",
 )
 HARD_SIGMOID = SIGMOID.replace("hard_sigmoid_gate", g="hardsigmoid(a)")
 SOFTMAX = SIGMOID.replace("softmax_gate", g="softmax(a)")
@@ -32,44 +32,44 @@ STEP = SIGMOID.replace("step_gate", g="step(a)")
 
 CONCRETE = Spec.parse(
     "concrete_gate",
-    "a t u x -> y",
+    "a t u v -> y",
     """
     l = log(u) - log(1 - u)
     g = sigmoid((a + l)/t)
-    y = g*x""",
+    y = g*v""",
 )
 GUMBEL_SOFTMAX = Spec.parse(
     "gumbel_softmax_gate",
-    "a t u x -> y",
+    "a t u v -> y",
     """
     l = -log(-log(u))
     g = softmax((a + l)/t)
-    y = g*x""",
+    y = g*v""",
 )
 HARD_CONCRETE = Spec.parse(
     "hard_concrete_gate",
-    "a t u x -> y",
+    "a t u v -> y",
     """
     l = log(u) - log(1 - u)
     s = sigmoid((a + l)/t)
     r = 1.2*s - 0.1
     g = 1 - relu(1 - relu(r))
-    y = g*x""",
+    y = g*v""",
 )
 HARD_CONCRETE_MEAN = Spec.parse(
     "hard_concrete_mean_gate",
-    "a x -> y",
+    "a v -> y",
     """
     s = sigmoid(a)
     r = 1.2*s - 0.1
     g = 1 - relu(1 - relu(r))
-    y = g*x""",
+    y = g*v""",
 )
 INTERPOLATION = Spec.parse(
     "interpolation",
-    "a b g -> y",
+    "old new g -> y",
     """
-    y = (1 - g)*a + g*b""",
+    y = (1 - g)*old + g*new""",
 )
 
 ALL = {

@@ -130,6 +130,7 @@ def bars(
     xlabel: str,
     chance: float | None = None,
     digits: int = 3,
+    from_zero: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a bar to the mean of each name's values (seeds,), a line from least to most, a dot each.
@@ -137,12 +138,16 @@ def bars(
     Args:
         chance: what guessing gives, drawn as a dotted line.
         digits: significant digits of the mean, written beside the bar.
+        from_zero: False draws a tick at the mean and no bar, for an axis that starts elsewhere.
     """
     ax = new(height=0.7 + 0.5 * len(values))[1] if ax is None else ax
     for row, (name, given) in enumerate(values.items()):
         runs = np.atleast_1d(_array(name, getattr(given, "values", given), (0, 1)))
         colour = GATE_COLOURS.get(name, COLOURS[0])
-        ax.barh(row, runs.mean(), color=colour, alpha=0.35, height=0.62)
+        if from_zero:
+            ax.barh(row, runs.mean(), color=colour, alpha=0.35, height=0.62)
+        else:
+            ax.plot(runs.mean(), row, "|", color=colour, markersize=16, markeredgewidth=3)
         ax.plot([runs.min(), runs.max()], [row, row], "-", color=colour, linewidth=2)
         ax.plot(runs, [row] * len(runs), "o", color=colour, markersize=4)
         ax.annotate(
