@@ -26,7 +26,7 @@ from gatelib.spec import Equation
 __all__ = ["FULL", "Program", "lower", "shape_of"]
 
 FULL, COLUMN, VECTOR, SCALAR = "full", "column", "vector", "scalar"
-"""Shapes of a value in one step: (B, H), (B, 1), (1, H), ()."""
+"""Shapes of a value in one step: (B, H), (B, 1), (1, H), (1, 1)."""
 
 OUT_CALLS = {
     "sigmoid": "torch.sigmoid({0}, out={out})",
@@ -211,9 +211,15 @@ class _Writer:
         first, rest = terms[0], terms[1:]
         same = shape_of(first, self.shapes) == self.shapes.get(to, self.scratch.get(to))
         acc = self._value(first, to if same and self._simple(first) is None else None)
-        for term in rest:
-            acc = self._add(acc, term, to)
+        for index, term in enumerate(rest, 2):
+            acc = self._add(acc, term, self._part(terms[:index], whole, to))
         return self._keep(whole, to, out)
+
+    def _part(self, terms: list[Expr], whole: Expr, to: str) -> str:
+        """The buffer of a partial sum: `to`, unless the sum so far is smaller than the whole."""
+        part = sp.Add(*terms, evaluate=False)
+        same = shape_of(part, self.shapes) == shape_of(whole, self.shapes)
+        return to if same else self._buffer(part, None)
 
     def _first_term_first(self, terms: list[Expr]) -> list[Expr]:
         """Start with a term that has a name, as products are added to it by one call each."""

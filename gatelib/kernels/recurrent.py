@@ -132,7 +132,7 @@ def fused(
 
 def _buffer(like: Tensor, shape: str, batch: int, hidden: int, steps: int | None = None) -> Tensor:
     """An empty buffer for a value of that shape, with a leading axis of `steps`."""
-    sizes = {FULL: (batch, hidden), COLUMN: (batch, 1), VECTOR: (1, hidden)}.get(shape, ())
+    sizes = {FULL: (batch, hidden), COLUMN: (batch, 1), VECTOR: (1, hidden)}.get(shape, (1, 1))
     return like.new_empty(sizes if steps is None else (steps, *sizes))
 
 
