@@ -9,7 +9,7 @@ expressions here are unevaluated, flat, and built by two functions, `plus` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sympy as sp
@@ -190,6 +190,31 @@ def _local_derivatives(expression: Expr, values: Values) -> list[tuple[Expr, Exp
     if expression.is_Pow:
         return [(args[0], times(args[1], power(args[0], args[1] - 1)))]
     return [(argument, _outer(expression, k, values)) for k, argument in enumerate(args)]
+
+
+def is_even(expression: Expr, even: Collection[Expr]) -> bool:
+    """Whether a value is the same for every feature, where the symbols `even` are."""
+    if not expression.args:
+        return bool(expression.is_Number or expression in even)
+    if isinstance(expression, OverFeatures):
+        return expression.func.__name__ in ("mean", "total", "rstd")
+    return all(is_even(argument, even) for argument in expression.args)
+
+
+def packed(expression: Expr) -> Any:
+    """The expression as nested tuples, for pickle: SymPy's own way sorts the terms again."""
+    if not expression.args:
+        return expression
+    return (expression.func, *map(packed, expression.args))
+
+
+def unpacked(data: Any) -> Expr:
+    """The expression that was `packed`, in the same order."""
+    if not isinstance(data, tuple):
+        return data
+    make, *arguments = data
+    unevaluated = {"evaluate": False} if make in (sp.Add, sp.Mul, sp.Pow) else {}
+    return make(*map(unpacked, arguments), **unevaluated)
 
 
 def sorted_names(symbols: object) -> list[Expr]:

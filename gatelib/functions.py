@@ -11,7 +11,7 @@ and limits), and, for the few that look across the features, how an adjoint is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy as sp
@@ -177,3 +177,23 @@ def exact(expression: Expr) -> Expr:
     if isinstance(expression, Elementwise):
         return expression.func(*arguments).exact()
     return expression.func(*arguments) if arguments else expression
+
+
+def house(expression: Expr, kept: Mapping[Expr, Expr] | None = None) -> Expr:
+    """The way back from `exact`: SymPy's exp, log and Max as ours, `kept` symbols as they were.
+
+    Raises ValueError for what no function here computes, such as a step's Piecewise.
+    """
+    if kept and expression in kept:
+        return kept[expression]
+    if expression.is_Symbol or expression.is_Rational:
+        return expression
+    arguments = [house(argument, kept) for argument in expression.args]
+    if isinstance(expression, sp.Max) and len(arguments) == 2:
+        rest = [argument for argument in arguments if argument != 0]
+        return relu(*rest) if len(rest) == 1 else maximum(*arguments)
+    makers = {sp.exp: exp, sp.log: log, sp.Add: sp.Add, sp.Mul: sp.Mul, sp.Pow: sp.Pow}
+    make = makers.get(expression.func)
+    if make is None or (make is sp.Pow and not arguments[1].is_Number):
+        raise ValueError(f"no function of a gate computes {expression}")
+    return make(*arguments)

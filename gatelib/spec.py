@@ -21,11 +21,16 @@ import sympy as sp
 
 from gatelib import algebra, latex
 from gatelib.algebra import plus, power, rebuild, sorted_names, times
-from gatelib.functions import FUNCTIONS, Elementwise, Expr, exact
+from gatelib.functions import FUNCTIONS, Elementwise, Expr, OverFeatures, exact, house
 
 __all__ = ["FUNCTIONS", "Spec", "SpecError", "symbol"]
 
 Equation = tuple[Expr, Expr]
+KINDS = (Elementwise, OverFeatures)
+
+
+RESERVED = frozenset({"F", "np", "special", "torch"})
+"""What generated source calls its modules; a gate of that name would hide them."""
 
 
 class SpecError(ValueError):
@@ -51,8 +56,8 @@ class Spec:
     outputs: tuple[Expr, ...]
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise SpecError(f"name: expected an identifier, got {self.name!r}")
+        if not self.name.isidentifier() or keyword.iskeyword(self.name) or self.name in RESERVED:
+            raise SpecError(f"name: expected a free identifier, got {self.name!r}")
         names = [str(v) for v in (*self.inputs, *(v for v, _ in self.equations))]
         for name in names:
             _check_name(name, f"{self.name}")
@@ -61,6 +66,16 @@ class Spec:
         for output in self.outputs:
             if str(output) not in names:
                 raise SpecError(f"{self.name}: the output `{output}` is never defined")
+        _check_order(self.equations, self.inputs, self.name)
+        _check_features(self.equations, self.name)
+
+    def __deepcopy__(self, memo: object) -> Spec:
+        return self  # nothing in it can change
+
+    def __reduce__(self) -> Any:
+        """Pickle what the author wrote: SymPy would evaluate and sort it again."""
+        equations = tuple((v, algebra.packed(e)) for v, e in self.equations)
+        return _unpickled, (self.name, equations, self.inputs, self.outputs)
 
     @classmethod
     def parse(cls, name: str, signature: str, text: str) -> Spec:
@@ -126,6 +141,7 @@ class Spec:
         backward += [(symbol(f"{bar}_{u}"), plus(*terms[u])) for u in self.inputs]
         adjoints = tuple(symbol(f"{bar}_{u}") for u in self.inputs)
         useful = _pruned(backward, adjoints)
+        _check_features((*self.equations, *useful), f"{self.name}.vjp")
         again = self._recomputed(useful, self._kept(keep))
         seeds = [symbol(f"{seed}_{output}") for output in self.outputs]
         return self._derived("vjp", (*again, *useful), seeds, adjoints)
@@ -241,24 +257,42 @@ class Spec:
             equations.append((v, expression))
         return replace(self, equations=tuple(equations))._set({})
 
-    def _limit_of(self, v: Expr, expression: Expr, towards: Expr, value: object) -> Expr:
-        found = sp.limit(exact(expression), towards, sp.sympify(value))
+    def _limit_of(self, v: Expr, expression: Expr, towards: Expr, value: Any) -> Expr:
+        still = [n for n in expression.atoms(*KINDS) if not n.has(towards)]
+        hidden = {node: sp.Dummy(real=True) for node in still}
+        value = sp.sympify(value)
+        try:
+            found = sp.limit(exact(expression.xreplace(hidden)), towards, value)
+        except NotImplementedError:
+            found = sp.nan
         if not found.is_finite or found.has(sp.Limit):
-            raise SpecError(f"{self.name}: `{v}` has no finite limit as {towards} → {value}")
-        return found
+            raise SpecError(
+                f"{self.name}: `{v}` has no finite limit that SymPy finds as {towards} → {value}"
+            )
+        if value.is_finite:
+            there = _fold(rebuild(expression, {towards: value}))
+            if sp.simplify(exact(there.xreplace(hidden)) - found) == 0:
+                return there
+        try:
+            return rebuild(house(found, {dummy: node for node, dummy in hidden.items()}))
+        except ValueError as error:
+            raise SpecError(f"{self.name}: the limit of `{v}` is {found}, and {error}") from None
 
     def _set(self, chosen: dict[Expr, Expr]) -> Spec:
         """Put `chosen` in, carry every value that became trivial forward, drop what is unused."""
         settled: dict[Expr, Expr] = dict(chosen)
         equations: list[Equation] = []
         for v, expression in self.equations:
-            value = _fold(rebuild(settled.get(v, expression), settled))
+            chosen_or_own = settled.get(v, expression)
+            _check_division(v, chosen_or_own, settled, self.name)
+            value = _fold(rebuild(chosen_or_own, settled))
             if v not in self.outputs and (value.is_Number or value.is_Symbol):
                 settled[v] = value
             else:
                 equations.append((v, value))
                 settled.pop(v, None)
-        return self._reduced(equations, self.name)
+        ordered = _in_dependency_order(dict(equations), self.inputs)
+        return self._reduced(ordered, self.name)
 
     def _reduced(self, equations: Iterable[Equation], name: str) -> Spec:
         kept = _pruned(list(equations), self.outputs)
@@ -330,6 +364,41 @@ def _pruned(equations: list[Equation], outputs: Iterable[Expr]) -> tuple[Equatio
     return tuple(kept)
 
 
+def _unpickled(name: str, equations: Any, inputs: Any, outputs: Any) -> Spec:
+    return Spec(name, tuple((v, algebra.unpacked(e)) for v, e in equations), inputs, outputs)
+
+
+def _check_order(equations: Iterable[Equation], inputs: Iterable[Expr], where: str) -> None:
+    """Every name must be an input or defined above the equation that uses it."""
+    known = set(inputs)
+    for v, expression in equations:
+        for name in sorted_names(expression.free_symbols - known):
+            raise SpecError(f"{where}: `{v}` uses `{name}`, neither an input nor defined above")
+        known.add(v)
+
+
+def _check_features(equations: Iterable[Equation], where: str) -> None:
+    """A sum over features can't be told from its term where all features are alike."""
+    even: set[Expr] = set()
+    for v, expression in equations:
+        for node in expression.atoms(FUNCTIONS["total"], FUNCTIONS["softmax"]):
+            if algebra.is_even(node.args[0], even):
+                raise SpecError(
+                    f"{where}: `{v}` takes {node.func.__name__} of a value that is the same for "
+                    "every feature (a mean, total or rstd)"
+                )
+        if algebra.is_even(expression, even):
+            even.add(v)
+
+
+def _check_division(v: Expr, expression: Expr, settled: Mapping[Expr, Expr], where: str) -> None:
+    """Refuse 1/0 and log(0), which a factor 0 beside them would hide."""
+    under = [p.base for p in expression.atoms(sp.Pow) if p.exp.is_negative]
+    under += [node.args[0] for node in expression.atoms(FUNCTIONS["log"])]
+    if any(_fold(rebuild(part, settled)) == 0 for part in under):
+        raise SpecError(f"{where}: `{v}` divides by 0 or takes the logarithm of 0 there")
+
+
 def _in_dependency_order(equations: dict[Expr, Expr], inputs: Iterable[Expr]) -> list[Equation]:
     """The equations so that each uses only what stands above it; otherwise the order is kept."""
     known, waiting, ordered = set(inputs), dict(equations), list[Equation]()
@@ -361,6 +430,8 @@ def _check_name(name: str, where: str) -> None:
         raise SpecError(f"{where}: `{name}` is not a name")
     if name in FUNCTIONS:
         raise SpecError(f"{where}: `{name}` is the name of a function")
+    if name in RESERVED:
+        raise SpecError(f"{where}: `{name}` is the name of a module in generated source")
     if name.endswith("_") or "__" in name or name.startswith("_"):
         raise SpecError(f"{where}: `{name}` may not start or end with _ or hold __")
 

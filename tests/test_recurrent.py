@@ -1,5 +1,7 @@
 """Any cell Spec as a layer: the fused path, the plain loop and torch's own layers agree."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -37,7 +39,15 @@ WIDE = Spec.parse(
     """,
 )
 CONSTANT = Spec.parse("constant", "a_z w -> h", "h = w/2 + mean(a_z)")
-SPECS = [*equations.ALL.values(), GRU, MINIMAL, WIDE, CONSTANT]
+SMALL_FIRST = Spec.parse(
+    "small_first",
+    "a_z w v c_prev -> h c",
+    """
+    c = tanh(w + v + mean(w*v) + mean(c_prev) + a_z) + rstd(w + v)
+    h = mean(w + silu(v) - c)*c
+    """,
+)
+SPECS = [*equations.ALL.values(), GRU, MINIMAL, WIDE, CONSTANT, SMALL_FIRST]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 every_impl = pytest.mark.parametrize("impl", ["fused", "reference"])
 
@@ -471,6 +481,15 @@ def test_the_operator_can_read_its_cell_from_text(spec):
 
 
 # ---- parameters -------------------------------------------------------------------------------
+
+
+def test_a_copied_or_pickled_layer_has_the_same_spec():
+    made = layer(equations.LAYERNORM, dtype=torch.float32)
+    made(torch.randn(B, T, D))  # what the cell caches is not copied
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert other.spec == made.spec
+        assert other.cell == made.cell
+        assert other.cell.step_back.source == made.cell.step_back.source
 
 
 def test_parameters_have_the_names_and_shapes_of_torch_and_of_the_spec():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import time
 
 import numpy as np
@@ -188,6 +190,56 @@ def test_a_limit_that_does_not_exist_is_refused():
         Spec.parse("grows", "a x -> y", "g = exp(a)\ny = g*x").limit(a=sp.oo)
 
 
+def test_a_limit_can_be_differentiated_and_typeset():
+    without = lstm.PEEPHOLE.limit(w_i=0, w_f=0, w_o=0)
+    assert dict(without.equations) == dict(lstm.LSTM.equations)
+    assert dict(without.vjp().equations) == dict(lstm.LSTM.vjp().equations)
+    decay = Spec.parse("decay", "x t -> y", "y = exp(x + exp(-t))*relu(x)").limit(t=sp.oo)
+    assert decay.same_as(Spec.parse("decay", "x -> y", "y = exp(x)*relu(x)"))
+    assert "relu" in decay.latex() and str(decay.vjp().outputs[0]) == "d_x"
+
+
+@pytest.mark.parametrize("line", ["y = p/q", "y = x*log(q) + p", "y = p*log(q)"])
+def test_a_limit_that_divides_nothing_by_nothing_is_refused(line):
+    spec = Spec.parse("ratio", "x -> y", f"p = exp(-x)\nq = 2*exp(-x)\n{line}")
+    with pytest.raises(SpecError, match=r"divides by 0|no finite limit"):
+        spec.limit(x=sp.oo)
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
+@pytest.mark.parametrize("spec", [*SPECS, lstm.LSTM.vjp(), DEEP.jvp()], ids=lambda s: s.name)
+def test_a_copy_keeps_the_order_of_the_author(spec, make):
+    assert make(spec) == spec
+    assert repr(make(spec)) == repr(spec)
+
+
+def test_substitution_reorders_and_refuses_circles():
+    with pytest.raises(SpecError, match="depend on each other in a circle"):
+        lstm.PEEPHOLE.subs(f="o")
+    later = Spec.parse("later", "x -> y z", "y = sigmoid(x)\nz = tanh(x)").subs(y="z")
+    assert [str(v) for v, _ in later.equations] == ["z", "y"]
+
+
+@pytest.mark.parametrize("line", ["y = v + total(mean(u))", "y = v*softmax(rstd(u))"])
+def test_a_sum_over_features_that_are_all_alike_is_refused(line):
+    with pytest.raises(SpecError, match="the same for every feature"):
+        Spec.parse("alike", "u v -> y", line)
+
+
+def test_a_backward_pass_that_would_sum_equal_adjoints_is_refused():
+    spec = Spec.parse("alike", "u v -> y", "y = mean(total(u) + v)")
+    with pytest.raises(SpecError, match=r"alike\.vjp: `d_u` takes total .* same for every feature"):
+        spec.vjp()
+
+
+def test_an_equation_made_by_hand_may_use_only_what_stands_above_it():
+    x, y, z = (sp.Symbol(name, real=True) for name in "xyz")
+    with pytest.raises(SpecError, match="`y` uses `z`, neither an input nor defined above"):
+        Spec("hand", ((y, z), (z, x)), (x,), (y,))
+
+
 def test_an_update_gate_of_one_copies_the_state():
     assert GRU.subs(z=1).source("numpy").count("=") == 1
     assert [str(v) for v in GRU.subs(z=1).inputs] == ["h_prev"]
@@ -257,6 +309,7 @@ def test_latex_keeps_the_order_of_the_author():
         ("a i", "i = a", "expected a signature 'inputs -> outputs'"),
         ("-> i", "i = 1", "needs inputs and outputs"),
         ("a -> tanh", "tanh = a", "`tanh` is the name of a function"),
+        ("a -> F", "F = a", "`F` is the name of a module"),
         ("a -> i_", "i_ = a", "may not start or end with _"),
         ("a -> lambda", "i = a", "`lambda` is not a name"),
         ("a -> i", "i = a and a", "is not an expression"),

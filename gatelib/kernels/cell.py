@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import sympy as sp
 from sympy.printing.str import StrPrinter
@@ -35,6 +36,10 @@ class Cell:
     states: tuple[str, ...]
     carries: tuple[str, ...]
     vectors: tuple[str, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is read from its Spec again: SymPy would reorder what is cached here."""
+        return cell, (self.spec,)
 
     @functools.cached_property
     def text(self) -> str:
