@@ -1,6 +1,6 @@
 """Writes a gate as source code that a person can read: NumPy, torch, JavaScript.
 
-Imports gatelib.spec; NumPy or torch only when a function is compiled.
+Imports gatelib.spec, gatelib.algebra, gatelib.functions; NumPy or torch once a function compiles.
 Must not import gatelib.reference or gatelib.nn.
 
 The names are those of the equations, one line an equation. Triton kernels, which need loads,
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gatelib.algebra import split_sign
-from gatelib.functions import Expr
+from gatelib.functions import Elementwise, Expr
 from gatelib.spec import Spec
 
 Forms = Mapping[str, str]
@@ -91,6 +91,14 @@ LANGUAGES: dict[str, Forms] = {"numpy": NUMPY, "torch": TORCH, "javascript": JAV
 STANDS_ALONE = re.compile(r"[\w.]+\(\{0\}(, [^{}]*)?(, \{1\})?\)")
 """A form whose arguments stand between brackets and commas, so that they need none of their own."""
 
+KEYWORDS = {
+    "javascript": frozenset(
+        "case catch const debugger default delete do enum export extends function instanceof let "
+        "new null super switch this throw true false typeof var void Math".split()
+    )
+}
+"""Names that are free in Python, so in a Spec, and not in the language: `new` becomes `new_`."""
+
 SUM, PRODUCT, UNARY, ATOM = range(4)
 """How tightly a piece of code binds."""
 
@@ -104,13 +112,14 @@ class CodePrinter:
 
     def __init__(self, language: str, forms: Forms) -> None:
         self.language, self.forms = language, forms
+        self.keywords = KEYWORDS.get(language, frozenset())
 
     def __call__(self, e: Expr) -> str:
         return self._print(e)[0]
 
     def _print(self, e: Expr) -> tuple[str, int]:
         if e.is_Symbol:
-            return str(e), ATOM
+            return f"{e}_" if str(e) in self.keywords else str(e), ATOM
         if e.is_Number:
             return self._number(e)
         if e.is_Add:
@@ -160,15 +169,26 @@ class CodePrinter:
         form = self.forms.get(e.func.__name__)
         if form is None:
             raise UnprintableError(f"{e.func.__name__} has no form in {self.language}")
+        if self.language == "torch" and any(a.is_Number for a in e.args):
+            return self._of_numbers(e)
         arguments = [self(argument) for argument in e.args]
         if not STANDS_ALONE.fullmatch(form):
             arguments = [a if a.isidentifier() else f"({a})" for a in arguments]
         return form.format(*arguments), PRODUCT if " / " in form or " * " in form else ATOM
 
+    def _of_numbers(self, e: Expr) -> tuple[str, int]:
+        """A function of a number, which torch's functions of tensors don't take."""
+        if isinstance(e, Elementwise) and all(a.is_Number for a in e.args):
+            return self._number(e.exact().evalf(17))
+        if e.func.__name__ == "maximum":
+            number, other = sorted(e.args, key=lambda a: not a.is_Number)
+            return f"torch.clamp({self(other)}, min={float(number)})", ATOM
+        raise UnprintableError(f"{e.func.__name__} of a number has no form in {self.language}")
+
 
 def body(spec: Spec, printer: CodePrinter, pad: str = "    ", form: str = "{0} = {1}") -> str:
     """The gate's equations, one line each."""
-    return "".join(pad + form.format(v, printer(e)) + "\n" for v, e in spec.equations)
+    return "".join(pad + form.format(printer(v), printer(e)) + "\n" for v, e in spec.equations)
 
 
 def _joined(symbols: object) -> str:
@@ -186,8 +206,9 @@ def source(spec: Spec, language: str) -> str:
     printer = CodePrinter(language, LANGUAGES[language])
     if language == "javascript":
         lines = body(spec, printer, "  ", "const {0} = {1};")
-        head = f"function {spec.name}({_joined(spec.inputs)}) {{\n"
-        return f"{head}{lines}  return [{_joined(spec.outputs)}];\n}}\n"
+        inputs, outputs = (", ".join(map(printer, side)) for side in (spec.inputs, spec.outputs))
+        head = f"function {spec.name}({inputs}) {{\n"
+        return f"{head}{lines}  return [{outputs}];\n}}\n"
     head = f"def {spec.name}({_joined(spec.inputs)}):\n"
     return f"{head}{body(spec, printer)}    return {_joined(spec.outputs)}\n"
 

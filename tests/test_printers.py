@@ -135,6 +135,28 @@ def test_compiled_source_can_be_inspected():
     assert inspect.getsource(lstm.LSTM.compile("numpy")) == lstm.LSTM.source("numpy")
 
 
+def test_a_name_that_javascript_keeps_for_itself_is_moved_aside():
+    mix = Spec.parse("mix", "old new -> this", "this = old - new")
+    text = mix.source("javascript")
+    assert text == "function mix(old, new_) {\n  const this_ = old - new_;\n  return [this_];\n}\n"
+    assert "this = old - new\n" in mix.source("numpy")
+
+
+def test_torch_takes_functions_of_numbers():
+    fixed = lstm.LSTM.subs(a_i=1)
+    values = {str(v): torch.full((2,), 0.3, dtype=torch.float64) for v in fixed.inputs}
+    found = fixed.evaluate(values, "torch")["c"]
+    expected = fixed.evaluate({k: v.numpy() for k, v in values.items()})["c"]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("text", ["y = maximum(x, 0.5)", "y = maximum(0.5, x)"])
+def test_torch_takes_the_maximum_with_a_number(text):
+    x = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    spec = Spec.parse("floor", "x -> y", text)
+    assert spec.evaluate({"x": x}, "torch")["y"].tolist() == [0.5, 0.7]
+
+
 def test_an_unknown_language_is_refused():
     with pytest.raises(ValueError, match="language: expected one of"):
         lstm.LSTM.source("fortran")
