@@ -514,7 +514,10 @@ def test_a_gate_without_bias_is_one_half_at_zero():
     "arguments, error, words",
     [
         ({"input_size": 0}, ValueError, "input_size: expected at least 1, got 0"),
-        ({"input_size": 2.0}, TypeError, "input_size: expected an int, got float"),
+        ({"input_size": 2.0}, TypeError, "input_size: expected an integer, got float"),
+        ({"dtype": torch.int64}, TypeError, "dtype: expected a floating-point torch.dtype, got"),
+        ({"bias": "no"}, TypeError, "bias: expected True or False, got str"),
+        ({"kind": ["sigmoid"]}, ValueError, "kind: expected one of"),
         ({"hidden_size": -1}, ValueError, "hidden_size: expected at least 1"),
         ({"kind": "soft"}, ValueError, "kind: expected one of sigmoid"),
         ({"temperature": 0.0}, ValueError, "temperature: expected a positive"),
@@ -542,6 +545,7 @@ def test_a_wrong_argument_is_named(arguments, error, words):
         (torch.zeros(2, 3).double(), None, TypeError, "x: expected dtype torch.float32"),
         (torch.zeros(2, 3).long(), None, TypeError, "x: expected dtype torch.float32"),
         (torch.zeros(2, 3, device="meta"), None, ValueError, "x: expected device cpu, got meta"),
+        (torch.zeros(2, 3), [0.5], TypeError, "noise: expected a Tensor, got list"),
         (torch.zeros(2, 3), torch.rand(3), ValueError, r"noise: expected shape \(2, 3\)"),
     ],
 )

@@ -473,9 +473,10 @@ BAD_INIT = {
     "scalar": (lambda: gate_rows(torch.zeros(()), "f"), ValueError, "packed: "),
     "no tensor": (lambda: gate_rows([0.0] * 8, "f"), TypeError, "packed: .*list"),
     "no bias": (lambda: forget_bias_([], 1.0), ValueError, "biases: .*none"),
-    "no number": (lambda: forget_bias_(torch.zeros(8), "1"), TypeError, "forget_bias: .*str"),
+    "no number": (lambda: forget_bias_(torch.zeros(8), "1"), TypeError, "^value: .*str"),
     "no input gate": (lambda: chrono_(torch.zeros(6), 9, "fgo"), ValueError, "gate: .*'i'"),
-    "short memory": (lambda: chrono_(torch.zeros(8), 1), ValueError, "chrono: .*1"),
+    "short memory": (lambda: chrono_(torch.zeros(8), 1), ValueError, "^t_max: .*1"),
+    "not a tensor": (lambda: forget_bias_(["b"], 1.0), TypeError, "biases: expected tensors"),
 }
 
 

@@ -331,6 +331,23 @@ def test_forward_mode_takes_the_plain_loop():
     torch.testing.assert_close(got, near, atol=1e-8, rtol=1e-6)
 
 
+def test_the_transforms_of_torch_func_take_the_plain_loop():
+    made = layer(GRU, impl="auto")
+    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+    parameters = dict(made.named_parameters())
+
+    def loss(named, rows):
+        return torch.func.functional_call(made, named, (rows,))[0].square().sum()
+
+    found = torch.func.grad(loss)(parameters, x)
+    wanted = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    torch.testing.assert_close(tuple(found.values()), wanted)
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+    torch.testing.assert_close(tuple(g.sum(0) for g in each.values()), wanted)
+    with pytest.raises(ValueError, match="impl: expected 'auto' or 'reference' inside"):
+        torch.func.grad(lambda v: twin(made, "fused")(v)[0].sum())(x)
+
+
 # ---- sequences --------------------------------------------------------------------------------
 
 
@@ -559,6 +576,7 @@ def test_a_spec_that_is_no_cell_is_refused(signature, text, message):
         ({"forget_bias": 1.0, "spec": GRU}, ValueError, "forget_bias"),
         ({"spec": "lstm"}, TypeError, "spec"),
         ({"dtype": torch.int64}, TypeError, "dtype"),
+        ({"dtype": "float32"}, TypeError, "dtype"),
     ],
 )
 def test_wrong_options_are_named(options, error, message):

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "check_batch_sizes",
     "check_dropout",
+    "check_dtype",
     "check_flags",
     "check_input",
     "check_like",
@@ -42,6 +43,12 @@ def check_dropout(dropout: object) -> None:
         raise TypeError(f"dropout: expected a probability, got {type(dropout).__name__}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
+
+
+def check_dtype(dtype: object) -> None:
+    """It must be None or a floating-point torch.dtype."""
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
 
 
 def check_projection(proj_size: object, hidden_size: int) -> None:

@@ -1,5 +1,5 @@
 """Gates as torch modules: `Gate` computes its gate from an input, `FeatureGate` learns it freely.
-Imports torch.
+Imports torch and gatelib.nn.check.
 Must not import the reference or `gatelib.lab`.
 
 Both return the gate; the caller multiplies: `y = gate(x) * x`. Every way to get a gate from a
@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gatelib.nn.check import check_dtype, check_flags, check_sizes
 
 __all__ = ["KINDS", "FeatureGate", "Gate", "Kind", "interpolate"]
 
@@ -140,13 +142,6 @@ def interpolate(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     return (1 - g) * a + g * b
 
 
-def _check_size(name: str, size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
-    if size < 1:
-        raise ValueError(f"{name}: expected at least 1, got {size}")
-
-
 def _check_temperature(temperature: float) -> float:
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
@@ -165,7 +160,7 @@ class _AnyGate(nn.Module):
         self, input_size: int, kind: str, temperature: float | None, openness: float | None
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
+        if kind not in tuple(KINDS):  # a list has no hash
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
         self.input_size = input_size
         self.kind = kind
@@ -217,6 +212,8 @@ class _AnyGate(nn.Module):
             dtype = torch.promote_types(a.dtype, torch.float32)
             tiny = torch.finfo(dtype).tiny
             noise = torch.rand(a.shape, dtype=dtype, device=a.device).clamp_min(tiny)
+        if not isinstance(noise, Tensor):
+            raise TypeError(f"noise: expected a Tensor, got {type(noise).__name__}")
         if noise.shape != a.shape:
             raise ValueError(f"noise: expected shape {tuple(a.shape)}, got {tuple(noise.shape)}")
         return row.sample(a, self.temperature, noise)
@@ -265,9 +262,11 @@ class Gate(_AnyGate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_size("input_size", input_size)
+        check_sizes(input_size=input_size)
         hidden_size = input_size if hidden_size is None else hidden_size
-        _check_size("hidden_size", hidden_size)
+        check_sizes(hidden_size=hidden_size)
+        check_flags(bias=bias)
+        check_dtype(dtype)
         if openness is not None and not bias:
             raise ValueError(f"openness: expected None where bias is False, got {openness}")
         super().__init__(input_size, kind, temperature, openness)
@@ -330,7 +329,8 @@ class FeatureGate(_AnyGate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_size("num_features", num_features)
+        check_sizes(num_features=num_features)
+        check_dtype(dtype)
         super().__init__(num_features, kind, temperature, openness)
         self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()

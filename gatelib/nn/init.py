@@ -56,6 +56,9 @@ def _biases(biases: Tensor | Sequence[Tensor]) -> list[Tensor]:
     found = [biases] if isinstance(biases, Tensor) else list(biases)
     if not found:
         raise ValueError("biases: expected at least one tensor, got none")
+    for bias in found:
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"biases: expected tensors, got {type(bias).__name__}")
     return found
 
 
@@ -84,7 +87,7 @@ def forget_bias_(
 
     Source: Gers, Schmidhuber & Cummins 2000, "Learning to forget"; Jozefowicz et al. 2015.
     """
-    check_forget_bias(value)
+    check_forget_bias(value, "value")
     found = _biases(biases)
     _set_gate(found, gate, order, found[0].new_tensor(float(value)))
 
@@ -117,7 +120,7 @@ def chrono_(
 
     Source: Tallec & Ollivier 2018, arXiv:1804.11188, equation 16.
     """
-    check_chrono(t_max)
+    check_chrono(t_max, "t_max")
     found = _biases(biases)
     forget = torch.empty_like(gate_rows(found[0], forget_gate, order))
     forget.uniform_(1.0, float(t_max - 1), generator=generator).log_()
@@ -126,17 +129,17 @@ def chrono_(
         _set_gate(found, input_gate, order, -forget)
 
 
-def check_forget_bias(value: object) -> None:
-    """Raise unless `value` is a finite real number."""
+def check_forget_bias(value: object, name: str = "forget_bias") -> None:
+    """Raise, naming the argument, unless `value` is a finite real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"forget_bias: expected a real number, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
     if not math.isfinite(value):
-        raise ValueError(f"forget_bias: expected a finite number, got {value}")
+        raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
-def check_chrono(t_max: object) -> None:
-    """Raise unless `t_max` is an integer of at least 2."""
+def check_chrono(t_max: object, name: str = "chrono") -> None:
+    """Raise, naming the argument, unless `t_max` is an integer of at least 2."""
     if isinstance(t_max, bool) or not isinstance(t_max, int):
-        raise TypeError(f"chrono: expected an integer number of steps, got {type(t_max).__name__}")
+        raise TypeError(f"{name}: expected an integer number of steps, got {type(t_max).__name__}")
     if t_max < 2:
-        raise ValueError(f"chrono: expected at least 2 steps, got {t_max}")
+        raise ValueError(f"{name}: expected at least 2 steps, got {t_max}")

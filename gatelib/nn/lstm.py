@@ -21,6 +21,7 @@ from gatelib.nn import init
 from gatelib.nn.check import (
     check_batch_sizes,
     check_dropout,
+    check_dtype,
     check_flags,
     check_input,
     check_projection,
@@ -456,8 +457,7 @@ def _check_options(
     chrono: int | None,
     impl: Impl,
 ) -> None:
-    if dtype is not None and not getattr(dtype, "is_floating_point", False):
-        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
+    check_dtype(dtype)
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected one of {get_args(Impl)}, got {impl!r}")
     if forget_bias is not None:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd.forward_ad import unpack_dual
 
 from gatelib.kernels import recurrent as kernel
 from gatelib.kernels.cell import Cell, cell
-from gatelib.nn.check import check_dropout, check_flags, check_input, check_sizes
+from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_input, check_sizes
 from gatelib.nn.init import check_chrono, check_forget_bias, chrono_, forget_bias_
 from gatelib.spec import Spec
 
@@ -52,7 +53,7 @@ class Recurrent(nn.Module):
         dropout: probability of dropping an output of each layer but the last, in training.
         impl: "reference" is the plain loop over time under autograd. "fused" is one operator
             with a generated backward. "auto" is fused, and reference in forward-mode
-            differentiation, which the operator lacks.
+            differentiation and inside torch.func's transforms, which the operator lacks.
         forget_bias: the initial bias of the gate `f`.
         chrono: T_max of the chrono initialisation of the gates `f` and `i`, in time steps
             (Tallec & Ollivier 2018, arXiv:1804.11188).
@@ -105,8 +106,7 @@ class Recurrent(nn.Module):
         self.reset_parameters()
 
     def _make_parameters(self, device: Any, dtype: torch.dtype | None) -> None:
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: expected a floating-point type, got {dtype}")
+        check_dtype(dtype)
         hidden, directions = self.hidden_size, 2 if self.bidirectional else 1
         rows = len(self.cell.gates) * hidden
         for layer in range(self.num_layers):
@@ -253,11 +253,19 @@ class Recurrent(nn.Module):
         return w, u, b_ih, b_hh
 
     def _takes_reference(self, tensors: list[Tensor | None]) -> bool:
-        """On request, or where a tensor carries a tangent and "auto" may choose."""
-        if self.impl != "auto" or torch.compiler.is_compiling():
+        """On request, or where "auto" may choose and the operator can't be differentiated."""
+        if self.impl == "reference" or torch.compiler.is_compiling():
             return self.impl == "reference"
+        transformed = peek_interpreter_stack() is not None
+        if self.impl == "fused" and transformed:
+            raise ValueError(
+                "impl: expected 'auto' or 'reference' inside torch.func's transforms (grad, vmap, "
+                "jvp), got 'fused', whose operator they don't know"
+            )
+        if self.impl == "fused":
+            return False
         given = (t for t in tensors if t is not None)
-        return any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
+        return transformed or any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
 
     def _initial_states(self, given: Mapping[str, Tensor] | None, batch: int) -> dict[str, Tensor]:
         """The initial state by name, checked, in the type of the states."""
