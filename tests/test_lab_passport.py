@@ -17,6 +17,7 @@ from gatelib.lab.instruments import (
     saturation,
 )
 from gatelib.lab.passport import MIME, passport
+from gatelib.nn import FeatureGate
 
 BATCH, STEPS, WIDTH, HIDDEN = 3, 5, 4, 6
 
@@ -231,6 +232,11 @@ def test_the_spectrum_of_a_linear_layer_is_that_of_its_weight():
     layer = nn.Linear(4, 3).double()
     expected = torch.linalg.svdvals(layer.weight.detach())
     np.testing.assert_allclose(jacobian_spectrum(layer, torch.ones(2, 4).double()), expected)
+
+
+def test_a_gate_that_does_not_look_at_its_input_has_a_passport_too():
+    made = passport(FeatureGate(4), torch.randn(3, 4))
+    assert made.parameters == 4 and set(made.spectrum.values()) == {0.0}
 
 
 def test_a_recurrent_layer_from_a_spec_has_a_passport_like_torchs():

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from gatelib.equations.lstm import PEEPHOLE
 from gatelib.lab.record import record
+from gatelib.nn import Recurrent
 
 
 def sigmoid(a):
@@ -327,6 +329,36 @@ def test_the_model_computes_the_same_and_is_left_as_it_was():
         after = model(x)[0]
     assert torch.equal(before, after) and after.requires_grad
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recording_draws_no_random_number(kind):
+    model = kind(3, 4, 3)
+    before = torch.random.get_rng_state()
+    with record(model):
+        model(torch.randn(2, 1, 3, generator=torch.Generator()))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_parametrized_layer_is_read_with_the_weights_it_uses():
+    model = nn.LSTM(3, 4, 2, batch_first=True)
+    x = torch.randn(2, 5, 3)
+    with record(model) as plain:
+        model(x)
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        nn.utils.parametrizations.weight_norm(model, name)
+    with record(model) as normed:
+        model(x)
+    for path, gates in normed.items():
+        assert_same(gates, plain[path.replace("ParametrizedLSTM", "LSTM")], 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_recurrent_layer_in_low_precision_is_read(dtype):
+    model = Recurrent(PEEPHOLE, 3, 4, dtype=dtype)
+    with record(model) as gates, torch.no_grad():
+        output, _ = model(torch.randn(2, 5, 3).to(dtype))
+    np.testing.assert_allclose(gates["Recurrent"]["h"], output.float().numpy(), atol=5e-3)
 
 
 def test_hooks_go_even_if_the_model_fails():

@@ -30,6 +30,8 @@ def test_a_small_net_learns_real_digits():
 def test_the_same_seed_repeats_every_number_and_another_does_not():
     assert np.array_equal(run(steps=9).losses, run(steps=9).losses)
     assert not np.array_equal(run(steps=9, seed=1).losses, run(steps=9).losses)
+    assert run(steps=9) == run(steps=9) != run(steps=9, seed=1)
+    assert run(steps=9) != run(steps=9, clip=0.1)
 
 
 def test_the_seed_decides_dropout_whatever_came_before():
@@ -167,6 +169,11 @@ def test_bad_settings_are_named(options, error, words):
 def test_x_and_y_of_different_length_are_refused():
     with pytest.raises(ValueError, match=r"data: expected .* equal length, got lengths 3 and 2"):
         train(nn.Linear(1, 1), (torch.zeros(3, 1), torch.zeros(2, 1)), steps=1, lr=1.0)
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="data: expected at least one example"):
+        train(classifier(), (np.zeros((0, 64), "f4"), np.zeros(0, int)), steps=1, lr=0.1)
 
 
 def test_no_seed_and_no_rate_are_refused():

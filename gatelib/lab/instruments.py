@@ -157,7 +157,8 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array) -> Array:
         rows = _check_rows(result.numel())
         starts = [_copies(one, batch_dim, rows)]
         ends = layer(starts[0]).transpose(0, batch_dim).flatten(1)
-    slopes = torch.autograd.grad(ends, starts, torch.eye(rows).to(ends))
+    seeds = torch.eye(rows).to(ends)
+    slopes = torch.autograd.grad(ends, starts, seeds, allow_unused=True, materialize_grads=True)
     if isinstance(result, tuple):
         jacobian = _flat(slopes)
     else:

@@ -152,20 +152,17 @@ def _one_layer(module: Any, layer: int, x: Any, states: tuple[Tensor | None, ...
     made = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(module.mode, nn.RNN)
     options = {"LSTM": {"proj_size": module.proj_size}, "RNN_RELU": {"nonlinearity": "relu"}}
     width = module.input_size if layer == 0 else ways * (module.proj_size or module.hidden_size)
-    alone: Any = made(
+    alone: Any = made(  # on no device, since a draw of weights would move the caller's generator
         width,
         module.hidden_size,
         bias=module.bias,
         batch_first=module.batch_first,
         bidirectional=module.bidirectional,
+        device="meta",
         **options.get(module.mode, {}),
-    ).to(module.weight_ih_l0)
-    own = {
-        name.replace(f"_l{layer}", "_l0"): p
-        for name, p in module.named_parameters()
-        if name.removesuffix("_reverse").endswith(f"_l{layer}")
-    }
-    alone.load_state_dict(own)
+    )
+    own = {name: getattr(module, name.replace("_l0", f"_l{layer}")) for name in alone.state_dict()}
+    alone.load_state_dict(own, assign=True)
     rows = slice(layer * ways, (layer + 1) * ways)
     given = [state[rows] for state in states if state is not None]
     return alone(x, *([] if not given else [tuple(given) if len(given) == 2 else given[0]]))[0]

@@ -61,7 +61,7 @@ def _direction(layer: Any, suffix: str, x: Tensor, states: Values, inside: Tenso
     everything = tuple(v for v, _ in cell.spec.equations)
     spec = Spec(cell.spec.name, cell.spec.equations, cell.spec.inputs, everything)
     program = spec.compile("torch")
-    fixed = {name: getattr(layer, name + suffix) for name in cell.vectors}
+    fixed = {name: getattr(layer, name + suffix).to(states["h"]) for name in cell.vectors}
     seen: list[Values] = []
     order = range(x.shape[1])
     for t in reversed(order) if suffix.endswith("_reverse") else order:
@@ -80,10 +80,11 @@ def _direction(layer: Any, suffix: str, x: Tensor, states: Values, inside: Tenso
 def _preactivations(layer: Any, suffix: str, x: Tensor, h: Tensor) -> Values:
     """a_k, and u_k where the Spec has one, of one step."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weights: list[Any] = [getattr(layer, name + suffix, None) for name in names]
+    found: list[Any] = [getattr(layer, name + suffix, None) for name in names]
+    weights: list[Any] = [None if w is None else w.to(h) for w in found]
     w_x, w_h, b_x, b_h = weights
     gates = layer.cell.gates
-    from_x = F.linear(x.to(h.dtype), w_x, b_x).chunk(len(gates), -1)
+    from_x = F.linear(x.to(h), w_x, b_x).chunk(len(gates), -1)
     from_h = F.linear(h, w_h, b_h).chunk(len(gates), -1)
     split = set(layer.cell.split)
     a = {
