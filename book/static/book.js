@@ -13,7 +13,7 @@ addEventListener("DOMContentLoaded", () => {
   document.fonts.ready.then(mark);
   addEventListener("resize", mark);
   // The button says "Search Ctrl + K", so that is its name.
-  document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+  document.querySelectorAll(".search-button-field, details.hide > summary").forEach((button) => button.removeAttribute("aria-label"));
   // Icons are drawn as text, which nobody should hear.
   document.querySelectorAll("i.fa-solid, i.fas, i.fab, i.fa-brands").forEach((icon) => icon.setAttribute("aria-hidden", "true"));
   // The entries of the bibliography are a list.
