@@ -273,6 +273,7 @@ def _check(x: Array, weights: Weights, kind: Variant) -> int:
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise ValueError(f"weights[{name!r}]: expected {shape}, got {weights[name].shape}")
+        _check_dtype(f"weights[{name!r}]", weights[name], x)
     return int(hidden)
 
 
@@ -282,7 +283,13 @@ def _state(state: Array | None, name: str, x: Array, hidden: int) -> Array:
         return np.zeros(expected, x.dtype)
     if state.shape != expected:
         raise ValueError(f"{name}: expected {expected}, got {state.shape}")
+    _check_dtype(name, state, x)
     return state
+
+
+def _check_dtype(name: str, value: Array, x: Array) -> None:
+    if value.dtype != x.dtype:
+        raise TypeError(f"{name}: expected {x.dtype} as x, got {value.dtype}")
 
 
 def _live(lengths: Array | None, x: Array) -> Array:
