@@ -148,7 +148,9 @@ def cell(spec: Spec) -> Cell:
     vectors = [v for v in inputs if v not in special and not v.endswith("_prev")]
     states = ["h", *(v for v in carries if v != "h")]
     groups = (tuple(group) for group in (gates, split, states, carries, vectors))
-    return Cell(spec, *groups)
+    made = Cell(spec, *groups)
+    _ = made.text  # now, since torch.compile can't trace what makes it
+    return made
 
 
 @functools.lru_cache(maxsize=256)
