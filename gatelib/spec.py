@@ -89,6 +89,15 @@ class Spec:
         spec._check_all_used()
         return spec
 
+    @classmethod
+    def read(cls, text: str) -> Spec:
+        """The Spec that `repr` printed: a line `name: inputs -> outputs`, then the equations."""
+        head, _, body = text.partition("\n")
+        name, colon, signature = head.partition(": ")
+        if not colon:
+            raise SpecError(f"text: expected 'name: inputs -> outputs' first, got {head!r}")
+        return cls.parse(name, signature, body)
+
     def _check_all_used(self) -> None:
         used = set(self.outputs).union(*(e.free_symbols for _, e in self.equations))
         for v in (*self.inputs, *dict(self.equations)):
@@ -314,7 +323,7 @@ class Spec:
         return all(sp.simplify(mine[name] - theirs[name]) == 0 for name in mine)
 
     def __repr__(self) -> str:
-        """The text that `parse` reads, for terminals and plain diffs."""
+        """The text that `read` reads, for terminals and plain diffs."""
         sides = (" ".join(map(str, side)) for side in (self.inputs, self.outputs))
         lines = [f"    {v} = {sp.sstr(e, order='none')}" for v, e in self.equations]
         return "\n".join([f"{self.name}: {' -> '.join(sides)}", *lines])

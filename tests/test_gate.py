@@ -565,3 +565,12 @@ def test_noise_and_counts_are_refused_where_they_have_no_meaning():
         reference.forward(np.zeros((1, 3)), {"b": np.zeros(3)}, "concrete")
     with pytest.raises(ValueError, match="p: expected a number strictly between 0 and 1"):
         reference.bias_for_openness(0.0)
+
+
+def test_an_unknown_kind_is_named_by_the_reference():
+    with pytest.raises(ValueError, match="kind: expected one of .* got 'nope'"):
+        reference.forward(np.ones((2, 3)), {"b": np.zeros(3)}, "nope")
+
+
+def test_the_reference_knows_every_kind_of_the_modules():
+    assert set(reference.CERTAIN + reference.NOISY) == set(KINDS)

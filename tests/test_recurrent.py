@@ -442,10 +442,11 @@ def compiler():
     torch._dynamo.reset()
 
 
+@every_impl
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile_takes_the_layer_whole(compiler, backend):
-    unseen = equations.PEEPHOLE.replace(f"unseen_by_{backend}")  # no other test filled its caches
-    made = layer(unseen, num_layers=2, bidirectional=True)
+def test_compile_takes_the_layer_whole(compiler, backend, impl):
+    name = f"unseen_by_{backend}_{impl}"  # no other test has filled its caches
+    made = layer(equations.PEEPHOLE.replace(name), num_layers=2, bidirectional=True, impl=impl)
     x, lengths = torch.randn(B, T, D, dtype=torch.float64), torch.tensor([1, 4, T])
     compiled = torch.compile(made, fullgraph=True, backend=backend)
     for arguments in ((x,), (x, some_state(made)), (x, None, lengths)):

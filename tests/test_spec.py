@@ -272,9 +272,7 @@ def test_carries_are_found_by_name():
 @pytest.mark.parametrize("spec", SPECS, ids=IDS)
 def test_what_a_spec_prints_can_be_read_back(spec):
     for part in (spec, spec.vjp(), spec.jvp()):
-        head, *lines = repr(part).splitlines()
-        name, _, signature = head.partition(": ")
-        again = Spec.parse(name, signature, "\n".join(line[4:] for line in lines))
+        again = Spec.read(repr(part))
         known = tensors(part)
         for a, b in zip(call(part, known).values(), call(again, known).values(), strict=True):
             assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-12, atol=1e-14)
@@ -363,3 +361,8 @@ def test_any_expression_computes_what_python_would(tree):
         slope = (high - low) / (2 * step)
         if abs(slope) < 1e5:
             assert abs(back[f"d_{n}"] - slope) <= 1e-4 * max(1, abs(slope))
+
+
+def test_text_that_is_no_spec_is_refused():
+    with pytest.raises(SpecError, match="text: expected 'name: inputs -> outputs' first"):
+        Spec.read("i = sigmoid(a)")

@@ -7,11 +7,11 @@ Must not import torch, gatelib.nn, gatelib.reference, gatelib.lab or gatelib.dat
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
-from sympy.printing.str import StrPrinter
 
 from gatelib.algebra import rebuild
 from gatelib.functions import FUNCTIONS, Expr
@@ -44,10 +44,12 @@ class Cell:
     @functools.cached_property
     def text(self) -> str:
         """The Spec as text, from which `cell` makes this cell again."""
-        printer = StrPrinter({"order": "none"})
-        names = (" ".join(map(str, group)) for group in (self.spec.inputs, self.spec.outputs))
-        lines = [f"{v} = {printer.doprint(e)}" for v, e in self.spec.equations]
-        return "\n".join([self.spec.name, " -> ".join(names), *lines])
+        return repr(self.spec)
+
+    @functools.cached_property
+    def in_torch(self) -> Callable[..., Any]:
+        """The Spec as a torch function of one step."""
+        return self.spec.compile("torch")
 
     @functools.cached_property
     def shapes(self) -> dict[str, str]:
@@ -149,12 +151,11 @@ def cell(spec: Spec) -> Cell:
     states = ["h", *(v for v in carries if v != "h")]
     groups = (tuple(group) for group in (gates, split, states, carries, vectors))
     made = Cell(spec, *groups)
-    _ = made.text  # now, since torch.compile can't trace what makes it
+    _ = made.text, made.in_torch  # now, since torch.compile can't trace what makes them
     return made
 
 
 @functools.lru_cache(maxsize=256)
 def cell_of_text(text: str) -> Cell:
     """The cell whose `text` this is."""
-    name, signature, *lines = text.split("\n")
-    return cell(Spec.parse(name, signature, "\n".join(lines)))
+    return cell(Spec.read(text))

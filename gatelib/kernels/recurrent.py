@@ -65,7 +65,7 @@ def unrolled(
     Returns:
         h of every step, (T, B, H), and the final states.
     """
-    step = cell.spec.compile("torch")
+    step = cell.in_torch
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     states = dict(zip(cell.states, initial, strict=True))
     outputs = []

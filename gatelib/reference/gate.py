@@ -16,6 +16,7 @@ Array = NDArray[Any]
 
 LOW, HIGH = -0.1, 1.1  # the hard concrete is stretched to (LOW, HIGH), then clipped to [0, 1]
 NOISY = ("bernoulli", "concrete", "gumbel_softmax", "hard_concrete")
+CERTAIN = tuple("sigmoid hard_sigmoid softmax exp relu relu_squared linear step".split())
 
 
 def sigmoid(a: Array) -> Array:
@@ -122,8 +123,10 @@ def forward(
         temperature: divides the (noisy) preactivation. noise: uniform in (0, 1), (..., H).
 
     Returns: y (..., H) and what `backward` needs; saved["g"] is the gate.
-    Raises: ValueError where a noisy kind has no noise, or another kind has some.
+    Raises: ValueError for an unknown kind, and where a noisy kind has no noise or another has some.
     """
+    if kind not in CERTAIN + NOISY:
+        raise ValueError(f"kind: expected one of {CERTAIN + NOISY}, got {kind!r}")
     if (kind in NOISY) != (noise is not None):
         raise ValueError(f"noise: expected only, and always, for {NOISY}; kind is {kind!r}")
     a = np.broadcast_to(weights["b"], (*x.shape[:-1], len(weights["b"])))
