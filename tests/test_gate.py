@@ -568,7 +568,7 @@ def test_noise_and_counts_are_refused_where_they_have_no_meaning():
 
 
 def test_an_unknown_kind_is_named_by_the_reference():
-    with pytest.raises(ValueError, match="kind: expected one of .* got 'nope'"):
+    with pytest.raises(ValueError, match=r"kind: expected one of .* got 'nope'"):
         reference.forward(np.ones((2, 3)), {"b": np.zeros(3)}, "nope")
 
 
