@@ -475,7 +475,8 @@ def test_search_finds_the_forget_gate(tab: Any, host: str) -> None:
 
 def test_a_copy_button_copies_the_code_beside_it(tab: Any, host: str) -> None:
     tab.goto(host + "chapters/01_gate.html", wait_until="networkidle")
-    block = tab.locator("div.highlight", has=tab.locator("button.copybtn")).first
+    shown = tab.locator("div.highlight:visible", has=tab.locator("button.copybtn"))
+    block = shown.first
     block.hover()
     block.locator("button.copybtn").click()
     copied = tab.evaluate("navigator.clipboard.readText()")
