@@ -3,11 +3,14 @@
 Imports NumPy, and reads the files of data packages without importing them.
 Must not import torch, SymPy or any other floor of gatelib.
 
-One module per source: ``mnist`` and ``digits`` are real, ``diagnostics`` is made up on the spot.
+One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` are
+real, ``diagnostics`` is made up on the spot.
 Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``.
+Text comes as text; ``words``, ``Vocabulary`` and ``pad`` make numbers of it.
 """
 
 from gatelib.data._package import DataPackageMissing
 from gatelib.data._split import Dataset, Split
+from gatelib.data.vocabulary import Vocabulary, pad, words
 
-__all__ = ["DataPackageMissing", "Dataset", "Split"]
+__all__ = ["DataPackageMissing", "Dataset", "Split", "Vocabulary", "pad", "words"]

@@ -4,6 +4,7 @@ Imports NumPy.
 Must not import torch, SymPy or any other floor of gatelib.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +36,27 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> Non
         raise ValueError(f"{name}: expected at least {low}{limit}, got {value}")
 
 
-def shuffle_split(x: Array, y: Array, train_size: int, seed: int) -> Dataset:
-    """Shuffle the rows of ``x`` and ``y`` alike; the first ``train_size`` become ``train``."""
+def objects(items: Iterable[object]) -> Array:
+    """Return an array (N,) of dtype object with one item a row, even if the items are arrays."""
+    kept = list(items)
+    rows = np.empty(len(kept), dtype=object)
+    for i, item in enumerate(kept):
+        rows[i] = item
+    return rows
+
+
+def shuffle_split(
+    x: Array, y: Array, train_size: int, seed: int, test_size: int | None = None
+) -> Dataset:
+    """Shuffle the rows of ``x`` and ``y`` alike; the first ``train_size`` become ``train``.
+
+    The last ``test_size`` rows become ``test``, or all that are left if it is None.
+    """
     check_count("seed", seed, 0)
     check_count("train_size", train_size, 1, len(x) - 1)
+    if test_size is None:
+        test_size = len(x) - train_size
+    check_count("test_size", test_size, 1, len(x) - train_size)
     order = np.random.default_rng(seed).permutation(len(x))
-    train, test = order[:train_size], order[train_size:]
+    train, test = order[:train_size], order[len(x) - test_size :]
     return Dataset(Split(x[train], y[train]), Split(x[test], y[test]))
