@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatelib.reference.check import check_input, check_weights
+from gatelib.reference.check import initial_state as _state
+from gatelib.reference.check import live_steps as _live
+
 Array = NDArray[Any]
 Weights = dict[str, Array]
 
@@ -259,49 +263,10 @@ def _variant(name: str) -> Variant:
 
 def _check(x: Array, weights: Weights, kind: Variant) -> int:
     """Check shapes and dtypes; return the hidden size."""
-    if x.ndim != 3:
-        raise ValueError(f"x: expected 3 dimensions (B, T, D), got {x.ndim}")
-    if not np.issubdtype(x.dtype, np.floating):
-        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    expected = {"W", "U", "b", *kind.vectors}
-    if set(weights) != expected:
-        raise ValueError(f"weights: expected {sorted(expected)}, got {sorted(weights)}")
-    hidden, gates = weights["U"].shape[-1], len(kind.gates)
-    rows = gates * hidden
+    check_input(x)
+    hidden = weights["U"].shape[-1] if "U" in weights else 0
+    rows = len(kind.gates) * hidden
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(kind.vectors, (hidden,))
     shapes |= {"W": (rows, x.shape[2]), "U": (rows, hidden), "b": (rows,)}
-    for name, shape in shapes.items():
-        if weights[name].shape != shape:
-            raise ValueError(f"weights[{name!r}]: expected {shape}, got {weights[name].shape}")
-        _check_dtype(f"weights[{name!r}]", weights[name], x)
+    check_weights(weights, shapes, x)
     return int(hidden)
-
-
-def _state(state: Array | None, name: str, x: Array, hidden: int) -> Array:
-    expected = (x.shape[0], hidden)
-    if state is None:
-        return np.zeros(expected, x.dtype)
-    if state.shape != expected:
-        raise ValueError(f"{name}: expected {expected}, got {state.shape}")
-    _check_dtype(name, state, x)
-    return state
-
-
-def _check_dtype(name: str, value: Array, x: Array) -> None:
-    if value.dtype != x.dtype:
-        raise TypeError(f"{name}: expected {x.dtype} as x, got {value.dtype}")
-
-
-def _live(lengths: Array | None, x: Array) -> Array:
-    """(B, T), true where a row still has input."""
-    batch, steps = x.shape[:2]
-    if lengths is None:
-        return np.ones((batch, steps), bool)
-    lengths = np.asarray(lengths)
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths: expected ({batch},), got {lengths.shape}")
-    if not np.issubdtype(lengths.dtype, np.integer):
-        raise TypeError(f"lengths: expected whole numbers, got {lengths.dtype}")
-    if batch and (lengths.min() < 0 or lengths.max() > steps):
-        raise ValueError(f"lengths: expected 0 … {steps}, got {lengths.min()} … {lengths.max()}")
-    return np.asarray(np.arange(steps) < lengths[:, None])

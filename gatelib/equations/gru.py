@@ -1,0 +1,138 @@
+"""The GRU as it was published four times, the minimal gated unit, and lighter variants.
+
+Imports gatelib.spec.
+Must not import NumPy, torch or any other floor.
+
+Inputs `a_k` are preactivations W_k x_t + U_k h_{t−1} + b_k. Where a Spec has `u_k` as well, `a_k`
+is W_k x_t + b_k and `u_k` is U_k h_{t−1} + b'_k. A cell whose reset gate acts before the product
+has two stages: the first makes `q`, and U of the second multiplies `q` in the place of h_{t−1}.
+"""
+
+from __future__ import annotations
+
+from gatelib.spec import Spec
+
+Cell = tuple[Spec, ...]
+"""The stages of one cell, in order; most cells have one."""
+
+GRU = Spec.parse(
+    "gru",
+    "a_r a_z a_n u_n h_prev -> h",
+    """
+    r = sigmoid(a_r)
+    z = sigmoid(a_z)
+    n = tanh(a_n + r*u_n)
+    h = (1 - z)*n + z*h_prev
+    """,
+)
+"""Reset after the product, z keeps: cuDNN, torch.nn.GRU, and Keras by default.
+
+The first two versions of Cho et al. 2014, arXiv:1406.1078, have it so, without biases.
+"""
+
+RESET = Spec.parse(
+    "reset",
+    "a_r a_z h_prev -> z q",
+    """
+    r = sigmoid(a_r)
+    z = sigmoid(a_z)
+    q = r*h_prev
+    """,
+)
+"""The first stage of a GRU whose reset gate acts before the product."""
+
+KEEP = Spec.parse(
+    "keep",
+    "a_n z h_prev -> h",
+    """
+    n = tanh(a_n)
+    h = (1 - z)*n + z*h_prev
+    """,
+)
+"""The second stage where z keeps the old state."""
+
+WRITE = KEEP.replace("write", h="(1 - z)*h_prev + z*n")
+"""The second stage where z writes the candidate."""
+
+CHO: Cell = (RESET, KEEP)
+"""Cho et al. 2014 as printed, eq. 5–8 (arXiv:1406.1078v3): reset before the product, z keeps."""
+
+CHUNG: Cell = (RESET, WRITE)
+"""Chung et al. 2014, arXiv:1412.3555, section 3.2: reset before the product, z writes."""
+
+FORGET = Spec.parse(
+    "forget",
+    "a_f h_prev -> f q",
+    """
+    f = sigmoid(a_f)
+    q = f*h_prev
+    """,
+)
+
+MGU: Cell = (
+    FORGET,
+    Spec.parse(
+        "mgu_write",
+        "a_n f h_prev -> h",
+        """
+        n = tanh(a_n)
+        h = (1 - f)*h_prev + f*n
+        """,
+    ),
+)
+"""Minimal gated unit (Zhou et al. 2016, arXiv:1603.09420): one gate resets and writes."""
+
+NO_RESET = Spec.parse(
+    "no_reset",
+    "a_z a_n h_prev -> h",
+    """
+    z = sigmoid(a_z)
+    n = tanh(a_n)
+    h = (1 - z)*n + z*h_prev
+    """,
+)
+"""A GRU without its reset gate: what every convention becomes at r = 1."""
+
+LIGHT = NO_RESET.replace("light", n="relu(a_n)")
+"""Li-GRU (Ravanelli et al. 2018, arXiv:1803.10225): no reset gate, a ReLU for the tanh.
+
+The paper also normalises W x over the batch, which stands outside the cell.
+"""
+
+LEAKY = Spec.parse(
+    "leaky",
+    "a_n b_z h_prev -> h",
+    """
+    z = sigmoid(b_z)
+    n = tanh(a_n)
+    h = (1 - z)*n + z*h_prev
+    """,
+)
+"""Gates made of biases alone (Dey & Salem 2017, arXiv:1701.05923, variant GRU3).
+
+Their reset gate is then a constant, which the rows or columns of U_n take up: it is left out.
+"""
+
+
+def joined(cell: Cell, name: str) -> Spec:
+    """All lines of a cell's stages as one Spec, for proofs and drawings.
+
+    The product between the stages is not among the lines: `q` is an output, and the `a_k` behind
+    it an input. No layer can be made of it.
+    """
+    equations = tuple(line for stage in cell for line in stage.equations)
+    made = {v for v, _ in equations}
+    inputs = dict.fromkeys(v for stage in cell for v in stage.inputs if v not in made)
+    outputs = [v for stage in cell for v in stage.outputs if str(v) in ("h", "q")]
+    return Spec(name, equations, tuple(inputs), tuple(outputs))
+
+
+ALL: dict[str, Cell] = {
+    "gru": (GRU,),
+    "cho": CHO,
+    "chung": CHUNG,
+    "mgu": MGU,
+    "no_reset": (NO_RESET,),
+    "light": (LIGHT,),
+    "leaky": (LEAKY,),
+}

@@ -1,0 +1,222 @@
+"""The witnesses of the GRU family agree: equations, NumPy by hand, torch by autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelib.equations import gru as equations
+from gatelib.lab.staged import Staged
+from gatelib.lab.unrolled import symbolic
+from gatelib.nn import Recurrent
+from gatelib.reference import gru as reference
+from gatelib.spec import Spec, symbol
+
+NAMES = sorted(equations.ALL)
+TORCH = {"W": "weight_ih_l0", "U": "weight_hh_l0", "b": "bias_ih_l0", "b_u": "bias_hh_l0"}
+
+
+def problem(name, B=3, T=5, D=4, H=6, seed=0):
+    """Random weights, input, initial state and upstream gradients for one variant."""
+    rng = np.random.default_rng(seed)
+    weights = reference.initialize(rng, D, H, name)
+    weights = {k: v + 0.3 * rng.normal(size=v.shape) for k, v in weights.items()}
+    x, dy = rng.normal(size=(B, T, D)), rng.normal(size=(B, T, H))
+    return x, weights, rng.normal(size=(B, H)), dy, rng.normal(size=(B, H))
+
+
+def by_equations(name, x, weights, h0, dy, dh):
+    return symbolic(equations.ALL[name], x, weights, {"h": h0}, {"y": dy, "h": dh})
+
+
+def by_hand(name, x, weights, h0, dy, dh, lengths=None):
+    y, h, saved = reference.forward(x, weights, h0, lengths, variant=name)
+    grads = reference.backward(dy, dh, saved)
+    return {"y": y, "final_h": h} | {f"d_{k}": v for k, v in grads.items()}
+
+
+def by_torch(layer, x, weights, h0, dy, dh):
+    """Any torch layer with these weights, differentiated by autograd."""
+    own = dict(layer.double().named_parameters())
+    names = {k: TORCH.get(k, f"{k}_l0") for k in weights}
+    assert set(own) == set(names.values())
+    with torch.no_grad():
+        for k, name in names.items():
+            own[name].copy_(torch.tensor(weights[k]))
+    inputs, start = (torch.tensor(v, requires_grad=True) for v in (x, h0[None]))
+    state = start if isinstance(layer, torch.nn.RNNBase) else {"h": start}
+    y, last = layer(inputs, state)
+    last = last["h"] if isinstance(last, dict) else last
+    ((y * torch.tensor(dy)).sum() + (last[0] * torch.tensor(dh)).sum()).backward()
+    found = {"y": y, "final_h": last[0], "d_x": inputs.grad, "d_h0": start.grad[0]}
+    found |= {f"d_{k}": own[name].grad for k, name in names.items()}
+    return {k: v.detach().numpy() for k, v in found.items()}
+
+
+def assert_agree(found, expected, bound=1e-10):
+    assert found.keys() == expected.keys()
+    assert {"y", "final_h", "d_W", "d_U", "d_b", "d_x", "d_h0"} <= set(found)
+    for key, value in found.items():
+        assert value.shape == expected[key].shape, key
+        error = np.abs(value - expected[key]).max(initial=0)
+        assert error <= bound, f"{key}: {error:.1e}"
+
+
+# --- the witnesses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backward_written_by_hand_is_the_one_derived(name):
+    args = problem(name)
+    assert_agree(by_hand(name, *args), by_equations(name, *args))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backward_written_by_hand_is_the_one_of_autograd(name):
+    args = problem(name, seed=1)
+    assert_agree(by_hand(name, *args), by_torch(Staged(equations.ALL[name], 4, 6), *args))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if len(equations.ALL[n]) == 1])
+def test_a_cell_of_one_stage_is_a_layer_with_the_same_gradients(name):
+    args = problem(name, seed=2)
+    layer = Recurrent(*equations.ALL[name], 4, 6)
+    assert_agree(by_torch(layer, *args), by_hand(name, *args))
+
+
+def test_the_reference_is_torch_gru():
+    args = problem("gru", seed=3)
+    peer = torch.nn.GRU(4, 6, batch_first=True)
+    assert_agree(by_hand("gru", *args), by_torch(peer, *args))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    shape=st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 99),
+)
+def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
+    args = problem(name, *shape, seed=seed)
+    assert_agree(by_hand(name, *args), by_equations(name, *args))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck_passes(name):
+    x, weights, h0, *_ = problem(name, B=2, T=3, D=2, H=3)
+    layer = Staged(equations.ALL[name], 2, 3).double()
+    parameters = [TORCH.get(k, f"{k}_l0") for k in weights]
+
+    def run(x, h0, *values):
+        given = dict(zip(parameters, values, strict=True))
+        y, last = torch.func.functional_call(layer, given, (x, {"h": h0}))
+        return y, last["h"]
+
+    values = [torch.tensor(v, requires_grad=True) for v in (x, h0[None], *weights.values())]
+    assert torch.autograd.gradcheck(run, values)
+
+
+def test_a_padded_row_is_the_row_alone():
+    for name in NAMES:
+        x, weights, h0, dy, dh = problem(name, B=2, T=6, seed=3)
+        together = by_hand(name, x, weights, h0, dy, dh, np.array([6, 2]))
+        alone = by_hand(name, x[1:, :2], weights, h0[1:], dy[1:, :2], dh[1:])
+        first = by_hand(name, x[:1], weights, h0[:1], dy[:1], dh[:1])
+        np.testing.assert_allclose(together["y"][1, :2], alone["y"][0], atol=1e-14)
+        assert not together["y"][1, 2:].any() and not together["d_x"][1, 2:].any()
+        for key in ("final_h", "d_h0"):
+            np.testing.assert_allclose(together[key][1:], alone[key], atol=1e-13)
+        for key in (f"d_{k}" for k in weights):
+            np.testing.assert_allclose(together[key], first[key] + alone[key], atol=1e-12)
+
+
+def test_an_empty_sequence_returns_the_initial_state():
+    x, weights, h0, _, dh = problem("gru", T=0)
+    found = by_hand("gru", x, weights, h0, np.zeros((3, 0, 6)), dh)
+    assert found["y"].shape == (3, 0, 6) and not found["d_U"].any()
+    np.testing.assert_array_equal(found["final_h"], h0)
+    np.testing.assert_array_equal(found["d_h0"], dh)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saturated_gates_stay_finite(name):
+    x, weights, h0, dy, dh = problem(name)
+    found = by_hand(name, 1e4 * x, weights, h0, dy, dh)
+    assert all(np.isfinite(v).all() for v in found.values())
+    assert name == "light" or np.abs(found["y"]).max() <= np.abs(h0).max() + 1
+
+
+# --- what the equations say -----------------------------------------------------------------
+
+
+def whole(name):
+    return equations.joined(equations.ALL[name], name)
+
+
+def test_cho_and_chung_are_one_cell_with_the_sign_of_a_z_turned():
+    assert whole("chung").subs(a_z="-a_z").same_as(whole("cho"))
+    assert not whole("chung").same_as(whole("cho"))
+
+
+def test_every_convention_without_a_reset_gate_is_the_same_cell():
+    h = whole("no_reset").compose()["h"]
+    assert whole("cho").subs(r=1).compose()["h"] == h
+    merged = equations.GRU.subs(r=1, u_n=0)  # a_n then holds the whole preactivation
+    assert merged.same_as(equations.NO_RESET)
+
+
+def test_a_reset_gate_at_zero_drops_the_product_and_its_bias():
+    closed = equations.GRU.subs(r=0)
+    assert "u_n" not in map(str, closed.inputs)
+    assert closed.same_as(equations.NO_RESET)
+
+
+def test_an_mgu_is_a_chung_gru_with_both_gates_tied():
+    tied = whole("chung").subs(a_r="a_z").compose()
+    mgu = {k: v.xreplace({symbol("a_f"): symbol("a_z")}) for k, v in whole("mgu").compose().items()}
+    assert tied.keys() == mgu.keys()
+    assert all((tied[k] - mgu[k]).simplify() == 0 for k in tied)
+
+
+def test_two_biases_are_both_added_to_a_plain_cell():
+    plain = Spec.parse("plain", "a_h -> h", "h = tanh(a_h)")
+    rng = np.random.default_rng(0)
+    weights = {"W": rng.normal(size=(3, 2)), "U": rng.normal(size=(3, 3))}
+    weights |= {k: rng.normal(size=3) for k in ("b", "b_u")}
+    x, h0, dy, dh = (rng.normal(size=s) for s in ((2, 4, 2), (2, 3), (2, 4, 3), (2, 3)))
+    found = symbolic(plain, x, weights, {"h": h0}, {"y": dy, "h": dh})
+    assert_agree(found, by_torch(torch.nn.RNN(2, 3, batch_first=True), x, weights, h0, dy, dh))
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"x": np.zeros((3, 5))}, ValueError, "x: expected 3 dimensions"),
+        ({"x": np.zeros((3, 5, 4), int)}, TypeError, "x: expected a floating dtype"),
+        ({"x": np.zeros((3, 5, 4), "f4")}, TypeError, r"weights\['\w'\]: expected float32 as x"),
+        ({"x": np.zeros((3, 5, 9))}, ValueError, r"weights\['W'\]"),
+        ({"h0": np.zeros((3, 5))}, ValueError, r"h0: expected \(3, 6\)"),
+        ({"lengths": np.array([1, 2, 6])}, ValueError, "lengths: expected 0 … 5"),
+        ({"variant": "lstm"}, ValueError, "variant: expected one of"),
+        ({"variant": "cho"}, ValueError, "weights: expected"),
+        ({"weights": {}}, ValueError, "weights: expected"),
+    ],
+)
+def test_bad_input_is_named(change, error, says):
+    x, weights, *_ = problem("gru")
+    with pytest.raises(error, match=says):
+        reference.forward(**({"x": x, "weights": weights} | change))
+
+
+def test_a_staged_layer_names_what_its_cell_lacks():
+    with pytest.raises(ValueError, match="cell: expected a stage with the output `h`"):
+        Staged((equations.RESET,), 2, 3)
+    carried = Spec.parse("carried", "a_c c_prev -> h c", "c = c_prev + a_c\nh = tanh(c)")
+    with pytest.raises(ValueError, match="cell: expected no carry but `h_prev`"):
+        Staged((carried,), 2, 3)
