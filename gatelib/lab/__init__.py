@@ -14,6 +14,7 @@ from gatelib.lab.instruments import (
 )
 from gatelib.lab.passport import Passport, passport
 from gatelib.lab.record import Recording, record
+from gatelib.lab.scores import word_f1
 from gatelib.lab.source import Source, show
 from gatelib.lab.training import (
     History,
@@ -48,4 +49,5 @@ __all__ = [
     "seeds",
     "show",
     "train",
+    "word_f1",
 ]
