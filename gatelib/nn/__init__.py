@@ -8,18 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gatelib.nn.gate import FeatureGate, Gate, interpolate
+    from gatelib.nn.gru import GRU, GRUCell
     from gatelib.nn.lstm import LSTM, LSTMCell
     from gatelib.nn.recurrent import Recurrent
+    from gatelib.nn.rnn import RNN, RNNCell
+    from gatelib.nn.stacks import Stack, VariationalDropout, pool
 
-__all__ = ["LSTM", "FeatureGate", "Gate", "LSTMCell", "Recurrent", "init", "interpolate"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "FeatureGate",
+    "GRUCell",
+    "Gate",
+    "LSTMCell",
+    "RNNCell",
+    "Recurrent",
+    "Stack",
+    "VariationalDropout",
+    "init",
+    "interpolate",
+    "pool",
+]
 
 _HOMES = {
     "FeatureGate": "gate",
     "Gate": "gate",
     "interpolate": "gate",
+    "GRU": "gru",
+    "GRUCell": "gru",
     "LSTM": "lstm",
     "LSTMCell": "lstm",
     "Recurrent": "recurrent",
+    "RNN": "rnn",
+    "RNNCell": "rnn",
+    "Stack": "stacks",
+    "VariationalDropout": "stacks",
+    "pool": "stacks",
 }
 _MODULES = {*_HOMES.values(), "init"}
 

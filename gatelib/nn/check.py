@@ -14,6 +14,7 @@ __all__ = [
     "check_dtype",
     "check_flags",
     "check_input",
+    "check_lengths",
     "check_like",
     "check_projection",
     "check_sizes",
@@ -37,18 +38,33 @@ def check_flags(**flags: object) -> None:
             raise TypeError(f"{name}: expected True or False, got {type(flag).__name__}")
 
 
-def check_dropout(dropout: object) -> None:
+def check_dropout(dropout: object, name: str = "dropout") -> None:
     """It must be a real number in [0, 1]."""
     if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout: expected a probability, got {type(dropout).__name__}")
+        raise TypeError(f"{name}: expected a probability, got {type(dropout).__name__}")
     if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout: expected a probability in [0, 1], got {dropout}")
+        raise ValueError(f"{name}: expected a probability in [0, 1], got {dropout}")
 
 
 def check_dtype(dtype: object) -> None:
     """It must be None or a floating-point torch.dtype."""
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
         raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
+
+
+def check_lengths(lengths: object, steps: int, batch: int, least: int = 0) -> None:
+    """One integer for each row of a padded batch, from `least` to the steps of the batch."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a tensor, got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"lengths: expected torch.int64 or torch.int32, got {lengths.dtype}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
+    if torch.compiler.is_compiling() or batch == 0:
+        return
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < least or high > steps:
+        raise ValueError(f"lengths: expected {least} to T = {steps}, got {low} to {high}")
 
 
 def check_projection(proj_size: object, hidden_size: int) -> None:
@@ -92,18 +108,21 @@ def check_input(
 
 def check_states(
     hx: object, shapes: Sequence[tuple[int, ...]], input: Tensor
-) -> tuple[Tensor, Tensor]:
-    """It must be a pair of tensors with these shapes and the input's type."""
-    if not isinstance(hx, tuple | list) or len(hx) != 2:
+) -> tuple[Tensor, ...]:
+    """It must be a tensor, or a pair for two `shapes`, with these shapes and the input's type."""
+    names: list[str] = ["hx"] if len(shapes) == 1 else ["hx[0]", "hx[1]"]
+    if len(shapes) == 1:
+        hx = (hx,)
+    elif not isinstance(hx, tuple | list) or len(hx) != 2:
         found = f"{len(hx)} items" if isinstance(hx, tuple | list) else type(hx).__name__
         raise TypeError(f"hx: expected a pair (h_0, c_0), got {found}")
-    for index, (state, shape) in enumerate(zip(hx, shapes, strict=True)):
+    for name, state, shape in zip(names, hx, shapes, strict=True):
         if not isinstance(state, Tensor):
-            raise TypeError(f"hx[{index}]: expected a tensor, got {type(state).__name__}")
+            raise TypeError(f"{name}: expected a tensor, got {type(state).__name__}")
         if tuple(state.shape) != shape:
-            raise ValueError(f"hx[{index}]: expected shape {shape}, got {tuple(state.shape)}")
-        check_like(f"hx[{index}]", state, input, "input")
-    return hx[0], hx[1]
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(state.shape)}")
+        check_like(name, state, input, "input")
+    return tuple(hx)
 
 
 def check_batch_sizes(batch_sizes: Tensor, data: Tensor) -> None:

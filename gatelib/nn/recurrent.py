@@ -18,7 +18,14 @@ from torch.autograd.forward_ad import unpack_dual
 
 from gatelib.kernels import recurrent as kernel
 from gatelib.kernels.cell import Cell, cell
-from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_input, check_sizes
+from gatelib.nn.check import (
+    check_dropout,
+    check_dtype,
+    check_flags,
+    check_input,
+    check_lengths,
+    check_sizes,
+)
 from gatelib.nn.init import check_chrono, check_forget_bias, chrono_, forget_bias_
 from gatelib.spec import Spec
 
@@ -26,7 +33,6 @@ __all__ = ["Recurrent"]
 
 Impl = Literal["auto", "fused", "reference"]
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-LENGTH_TYPES = (torch.int64, torch.int32)
 
 
 class Recurrent(nn.Module):
@@ -196,7 +202,7 @@ class Recurrent(nn.Module):
         states = self._initial_states(initial_state, batch)
         mask = None
         if lengths is not None:
-            _check_lengths(lengths, steps, batch)
+            check_lengths(lengths, steps, batch)
             lengths = lengths.to(input.device)
             mask = (torch.arange(steps, device=x.device)[:, None] < lengths).unsqueeze(-1)
             x = x.masked_fill(~mask, 0)
@@ -333,20 +339,6 @@ def _check_initialisation(
         raise ValueError(f"{name}: expected a Spec with a forget gate `a_f`, got {known.spec.name}")
     if not bias and "b_f" not in known.vectors:
         raise ValueError(f"{name}: expected bias=True, as {known.spec.name} has no shift `b_f`")
-
-
-def _check_lengths(lengths: object, steps: int, batch: int) -> None:
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths: expected a tensor, got {type(lengths).__name__}")
-    if lengths.dtype not in LENGTH_TYPES:
-        raise TypeError(f"lengths: expected torch.int64 or torch.int32, got {lengths.dtype}")
-    if tuple(lengths.shape) != (batch,):
-        raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
-    if torch.compiler.is_compiling() or batch == 0:
-        return
-    low, high = int(lengths.min()), int(lengths.max())
-    if low < 0 or high > steps:
-        raise ValueError(f"lengths: expected 0 to T = {steps}, got {low} to {high}")
 
 
 def _check_states(
