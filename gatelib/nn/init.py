@@ -1,4 +1,4 @@
-"""Initialisers of gates: biases set so that a gate starts open, closed, or with a chosen memory.
+"""Initialisers of gates, by biases that open or close them, and of recurrent matrices.
 Imports torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
@@ -9,11 +9,15 @@ blocks, so the same initialiser serves an LSTM ("ifgo"), a GRU ("rzn") or your o
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["chrono_", "forget_bias_", "gate_rows"]
+__all__ = ["Matrix", "chrono_", "forget_bias_", "gate_rows", "recurrent_"]
+
+Matrix = Literal["orthogonal", "identity"]
+"""How a recurrent matrix may start; see `recurrent_`."""
 
 
 def gate_rows(packed: Tensor, gate: str, order: Sequence[str] = "ifgo") -> Tensor:
@@ -127,6 +131,48 @@ def chrono_(
     _set_gate(found, forget_gate, order, forget)
     if input_gate is not None:
         _set_gate(found, input_gate, order, -forget)
+
+
+@torch.no_grad()
+def recurrent_(
+    weight: Tensor, kind: Matrix, scale: float = 1.0, generator: torch.Generator | None = None
+) -> None:
+    """Set a recurrent matrix, in place; each block of H rows where it stacks several.
+
+    Args:
+        weight: (blocks * H, H).
+        kind: "orthogonal", drawn uniformly, in float32 for a narrower type; or "identity".
+        scale: a factor on the matrix; every singular value starts at its size.
+        generator: the source of randomness; None for torch's global one.
+
+    Raises:
+        TypeError: `scale` is no real number.
+        ValueError: `kind` is unknown, `scale` isn't finite, or the blocks aren't square.
+
+    Source: the identity, Le, Jaitly & Hinton 2015, arXiv:1504.00941; orthogonal matrices, Saxe,
+    McClelland & Ganguli 2013, arXiv:1312.6120.
+    """
+    check_recurrent(kind, scale)
+    if weight.dim() != 2 or weight.size(0) % weight.size(1):
+        raise ValueError(f"weight: expected (blocks * H, H), got shape {tuple(weight.shape)}")
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    for block in torch.split(weight, weight.size(1)):
+        start = torch.empty_like(block, dtype=wide)
+        if kind == "identity":
+            torch.nn.init.eye_(start)
+        else:
+            torch.nn.init.orthogonal_(start, generator=generator)
+        block.copy_(start * scale)
+
+
+def check_recurrent(kind: object, scale: object) -> None:
+    """Raise, naming the argument, unless `kind` is known or None and `scale` finite, or 1."""
+    if kind is not None and kind not in get_args(Matrix):
+        expected = " or ".join(map(repr, get_args(Matrix)))
+        raise ValueError(f"initialization: expected None, {expected}, got {kind!r}")
+    check_forget_bias(scale, "scale")
+    if kind is None and scale != 1:
+        raise ValueError(f"scale: expected 1.0 where initialization is None, got {scale}")
 
 
 def check_forget_bias(value: object, name: str = "forget_bias") -> None:
