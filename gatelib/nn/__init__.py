@@ -12,18 +12,32 @@ if TYPE_CHECKING:
     from gatelib.nn.lstm import LSTM, LSTMCell
     from gatelib.nn.recurrent import Recurrent
     from gatelib.nn.rnn import RNN, RNNCell
+    from gatelib.nn.seq2seq import (
+        AdditiveAttention,
+        Decoder,
+        DotAttention,
+        Encoder,
+        FixedContext,
+        Seq2Seq,
+    )
     from gatelib.nn.stacks import Stack, VariationalDropout, pool
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdditiveAttention",
+    "Decoder",
+    "DotAttention",
+    "Encoder",
     "FeatureGate",
+    "FixedContext",
     "GRUCell",
     "Gate",
     "LSTMCell",
     "RNNCell",
     "Recurrent",
+    "Seq2Seq",
     "Stack",
     "VariationalDropout",
     "init",
@@ -42,6 +56,12 @@ _HOMES = {
     "Recurrent": "recurrent",
     "RNN": "rnn",
     "RNNCell": "rnn",
+    "AdditiveAttention": "seq2seq",
+    "Decoder": "seq2seq",
+    "DotAttention": "seq2seq",
+    "Encoder": "seq2seq",
+    "FixedContext": "seq2seq",
+    "Seq2Seq": "seq2seq",
     "Stack": "stacks",
     "VariationalDropout": "stacks",
     "pool": "stacks",
