@@ -42,10 +42,12 @@ class Layout:
     biases: int = 2
 
 
+TORCH = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 PACKED = ("W", "U", "b")
 KERAS = ("kernel", "recurrent_kernel", "bias")
 LAYOUTS = {
-    "torch": Layout(("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")),
+    "torch": Layout(TORCH),
+    "torch_before": Layout(TORCH, reset="before"),
     "keras": Layout(KERAS, "zrn", transposed=True),
     "keras_before": Layout(KERAS, "zrn", "before", transposed=True, biases=1),
     "cho": Layout(PACKED, reset="before", biases=1),
@@ -55,10 +57,12 @@ LAYOUTS = {
 }
 """Layouts by name.
 
-torch: `torch.nn.GRU`, as cuDNN. keras: `keras.layers.GRU` with `reset_after=True`, its default.
-keras_before: with `reset_after=False`. cho: Cho et al. 2014 as printed (arXiv:1406.1078v3).
-cho_v1: its first two versions. chung: Chung et al. 2014 (arXiv:1412.3555). The papers print no
-biases; they have one here. gru, cho and chung are packed as `gatelib.reference.gru` packs them.
+torch: `torch.nn.GRU`, as cuDNN. torch_before: `gatelib.nn.GRU` with `reset_after=False`, whose
+`state_dict` has the same names and shapes. keras: `keras.layers.GRU` with `reset_after=True`, its
+default. keras_before: with `reset_after=False`. cho: Cho et al. 2014 as printed
+(arXiv:1406.1078v3). cho_v1: its first two versions. chung: Chung et al. 2014 (arXiv:1412.3555).
+The papers print no biases; they have one here. gru, cho and chung are packed as
+`gatelib.reference.gru` packs them.
 """
 
 
@@ -73,10 +77,10 @@ def gru(weights: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
         target: the layout that is wanted.
 
     Returns:
-        Tensors for "torch", NumPy arrays for every other layout, in the dtype of `weights`; nothing
+        Tensors for torch's layouts, NumPy arrays for the others, in the dtype of `weights`; nothing
         shares memory with them. The layer computes the same function of every input. A map there
-        and back gives the same weights, but for the biases of r and z, of which only the sum
-        acts: two become one, and return as their sum and 0.
+        and back gives the same weights, but for two biases of which only the sum acts: they
+        become one, and return as their sum and 0.
 
     Raises:
         TypeError: a weight is neither a tensor nor an array, or dtypes differ.
@@ -93,9 +97,9 @@ def gru(weights: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
         )
     parts = _unpacked(_checked(weights, have, source), have)
     if want.biases == 1:
-        parts = _one_bias(parts, target)
+        parts = _one_bias(parts, want, target)
     packed = _packed(parts, want)
-    return packed if target == "torch" else {k: v.cpu().numpy() for k, v in packed.items()}
+    return packed if want.names == TORCH else {k: v.cpu().numpy() for k, v in packed.items()}
 
 
 def _layout(argument: str, name: str) -> Layout:
@@ -171,9 +175,9 @@ def _packed(parts: Weights, layout: Layout) -> Weights:
     return dict(zip(layout.names, (w, u, *biases), strict=True))
 
 
-def _one_bias(parts: Weights, target: str) -> Weights:
+def _one_bias(parts: Weights, layout: Layout, target: str) -> Weights:
     """Add the second bias to the first, unless r stands between them and it isn't 0."""
-    if parts["v_n"].any():
+    if layout.reset == "after" and parts["v_n"].any():
         raise ValueError(
             f"target: {target!r} has one bias, and the candidate's bias on U h, which the reset "
             f"gate multiplies, is not 0 (up to {float(parts['v_n'].abs().max()):.2g}); it can't be "
