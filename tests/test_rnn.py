@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from gatelib.equations import rnn as equations
 from gatelib.lab.loops import symbolic_jordan, symbolic_skip
 from gatelib.lab.unrolled import symbolic
-from gatelib.nn import Recurrent
-from gatelib.nn.jordan import Jordan, SkipRNN
+from gatelib.nn import Jordan, Recurrent, SkipRNN
 from gatelib.reference import rnn as reference
 
 NAMES = sorted(equations.ALL)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gatelib.nn.gru import GRU, GRUCell
     from gatelib.nn.lstm import LSTM, LSTMCell
     from gatelib.nn.recurrent import Recurrent
-    from gatelib.nn.rnn import RNN, RNNCell
+    from gatelib.nn.rnn import RNN, Jordan, RNNCell, SkipRNN
     from gatelib.nn.seq2seq import (
         AdditiveAttention,
         Decoder,
@@ -34,10 +34,12 @@ __all__ = [
     "FixedContext",
     "GRUCell",
     "Gate",
+    "Jordan",
     "LSTMCell",
     "RNNCell",
     "Recurrent",
     "Seq2Seq",
+    "SkipRNN",
     "Stack",
     "VariationalDropout",
     "init",
@@ -54,8 +56,10 @@ _HOMES = {
     "LSTM": "lstm",
     "LSTMCell": "lstm",
     "Recurrent": "recurrent",
+    "Jordan": "rnn",
     "RNN": "rnn",
     "RNNCell": "rnn",
+    "SkipRNN": "rnn",
     "AdditiveAttention": "seq2seq",
     "Decoder": "seq2seq",
     "DotAttention": "seq2seq",
@@ -66,7 +70,7 @@ _HOMES = {
     "VariationalDropout": "stacks",
     "pool": "stacks",
 }
-_MODULES = {*_HOMES.values(), "init"}
+_MODULES = {*_HOMES.values(), "convert", "init"}
 
 
 def __getattr__(name: str) -> Any:

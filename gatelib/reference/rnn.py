@@ -158,7 +158,7 @@ def backward(
     d_a = np.zeros_like(saved.active)
     slopes = kind.rate * slope(kind.activation, saved.active)
     for t in reversed(range(steps)):
-        arrived = d_past[:, back + t] * (t < saved.lengths)[:, None]
+        arrived = d_past[:, back + t]
         d_a[:, t] = arrived * slopes[:, t]
         if _same_chunk(t, t - 1, k):
             kept = (1 - kind.rate) * arrived
