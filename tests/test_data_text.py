@@ -172,6 +172,15 @@ def test_the_archive_and_the_folder_agree_and_the_seed_decides_the_order(acl, pa
     assert len(orders) > 1
 
 
+def test_the_order_in_which_files_are_stored_does_not_matter(acl, tmp_path):
+    orders = (sorted(acl.glob("t*/*/*.txt")), sorted(acl.glob("t*/*/*.txt"), reverse=True))
+    for name, files in zip("ab", orders, strict=True):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for file in files:
+                tar.add(file, file.relative_to(acl.parent))
+    assert same(reviews.archive(tmp_path / "a"), reviews.archive(tmp_path / "b"))
+
+
 def test_a_text_in_both_published_parts_stays_in_the_test_set(acl):
     (acl / "train/pos/7_9.txt").write_text("test pos<br /><br />café 0", encoding="utf-8")
     (acl / "train/pos/8_9.txt").write_text("train pos <br /> café  0", encoding="utf-8")
