@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CELLS", "LAYERS", "torch_layer"]
+__all__ = ["CELLS", "LAYERS", "result_type", "torch_layer"]
 
 LAYERS: dict[str, Callable[..., Any]] = {
     "lstm": torch._VF.lstm,
@@ -39,6 +39,7 @@ def torch_layer(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     bias: bool,
+    autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer, in one or two directions, by torch's kernel, as a single node of the graph.
 
@@ -51,6 +52,8 @@ def torch_layer(
         weights: torch's list for the layer: W_ih, W_hh, then b_ih, b_hh where `bias`, then
             W_hr where there is a projection; the reverse direction's follow.
         bias: whether `weights` holds biases.
+        autocast: the type in which autocast computes products; None where it is off. A graph that
+            was compiled under autocast runs without it, so the kernel is told.
 
     Returns:
         y, as `x` with directions * P features; the final states, shaped as `states`.
@@ -59,23 +62,28 @@ def torch_layer(
         NotImplementedError: when the backward pass is asked for a graph of its own.
     """
     operator = getattr(torch.ops.gatelib, kernel)
-    y, *final = operator(x, batch_sizes, *states, list(weights), bias)
+    y, *final = operator(x, batch_sizes, *states, list(weights), bias, autocast)
     return y, tuple(final)
 
 
+def result_type(kernel: str, h: Tensor, products: torch.dtype) -> torch.dtype:
+    """The type of a kernel's results, where its products have the type `products`.
+
+    Under autocast it is that type, but torch's GRU on a CPU keeps the type of its state.
+    """
+    keeps = kernel == "gru" and h.device.type == "cpu"
+    return torch.promote_types(h.dtype, products) if keeps else products
+
+
 class _Given(NamedTuple):
-    """What an operator was called with. `states` are one tensor or two."""
+    """What an operator was called with."""
 
     x: Tensor
     batch_sizes: Tensor | None
     states: list[Tensor]
     weights: list[Tensor]
     bias: bool
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> "_Given":
-        x, batch_sizes, *states, weights, bias = arguments
-        return cls(x, batch_sizes, states, weights, bias)
+    autocast: torch.dtype | None
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -87,9 +95,10 @@ class _Operator:
     """One of LAYERS on one layer without dropout, with its shapes and its backward."""
 
     def __init__(self, kernel: str, states: Sequence[str]) -> None:
-        self.kernel, self.name, self.count = LAYERS[kernel], f"gatelib::{kernel}", len(states)
+        self.kernel, self.name, self.count = kernel, f"gatelib::{kernel}", len(states)
         initial = ", ".join(f"Tensor {name}_0" for name in states)
         arguments = f"Tensor x, Tensor? batch_sizes, {initial}, Tensor[] weights, bool bias"
+        arguments += ", ScalarType? autocast"
         results = ", ".join(["Tensor"] * (1 + self.count))
         gradients = ", ".join(f"Tensor d_{name}" for name in ("y", *states))
         self._define("", f"({arguments}) -> ({results})", self.forward, self.shapes)
@@ -102,29 +111,37 @@ class _Operator:
         torch.library.impl(self.name + suffix, "CompositeExplicitAutograd", run)
         torch.library.register_fake(self.name + suffix, shapes)
 
+    def _given(self, x: Tensor, batch_sizes: Tensor | None, *rest: Any) -> _Given:
+        return _Given(x, batch_sizes, list(rest[: self.count]), *rest[self.count :])
+
     def _run(self, given: _Given, train: bool) -> tuple[Tensor, ...]:
+        kernel, device = LAYERS[self.kernel], given.x.device.type
         hx = given.states[0] if self.count == 1 else tuple(given.states)
         both = given.states[0].size(0) == 2
         options = (given.weights, given.bias, 1, 0.0, train, both)
-        if given.batch_sizes is None:
-            found: tuple[Tensor, ...] = self.kernel(given.x, hx, *options, False)
-        else:
-            found = self.kernel(given.x, given.batch_sizes, hx, *options)
+        enabled = given.autocast is not None  # a cached cast would have the history of another call
+        with torch.autocast(device, given.autocast, enabled, cache_enabled=False):
+            if given.batch_sizes is None:
+                found: tuple[Tensor, ...] = kernel(given.x, hx, *options, False)
+            else:
+                found = kernel(given.x, given.batch_sizes, hx, *options)
         return found
 
     def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            found = self._run(_Given.of(arguments), train=False)
+            found = self._run(self._given(*arguments), train=False)
         return tuple(value.contiguous() for value in found)
 
     def shapes(self, *arguments: Any) -> tuple[Tensor, ...]:
-        x, _, states, *_ = _Given.of(arguments)
-        y = x.new_empty(*x.shape[:-1], states[0].size(0) * states[0].size(2))
-        return y, *(state.new_empty(state.shape) for state in states)
+        given = self._given(*arguments)
+        x, h = given.x, given.states[0]
+        dtype = result_type(self.kernel, h, given.autocast or x.dtype)
+        y = x.new_empty(*x.shape[:-1], h.size(0) * h.size(2), dtype=dtype)
+        return y, *(state.new_empty(state.shape, dtype=dtype) for state in given.states)
 
     def _split(self, arguments: Sequence[Any]) -> tuple[tuple[Tensor, ...], _Given]:
         """The backward operator's arguments: gradients of the results, then the forward's."""
-        return tuple(arguments[: 1 + self.count]), _Given.of(arguments[1 + self.count :])
+        return tuple(arguments[: 1 + self.count]), self._given(*arguments[1 + self.count :])
 
     def backward(self, *arguments: Any) -> list[Tensor]:
         gradients, given = self._split(arguments)
@@ -139,8 +156,8 @@ class _Operator:
         return [tensor.new_empty(tensor.shape) for tensor in given.leaves]
 
     def keep(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        given = _Given.of(inputs)
-        ctx.bias = given.bias
+        given = self._given(*inputs)
+        ctx.options = (given.bias, given.autocast)
         ctx.save_for_backward(given.batch_sizes, *given.leaves)
 
     def differentiate(self, ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -151,9 +168,9 @@ class _Operator:
             )
         batch_sizes, x, *rest = ctx.saved_tensors
         states, weights = rest[: self.count], rest[self.count :]
-        operator = getattr(torch.ops.gatelib, self.name.removeprefix("gatelib::") + "_backward")
-        d_x, *found = operator(*gradients, x, batch_sizes, *states, weights, ctx.bias)
-        return d_x, None, *found[: self.count], found[self.count :], None
+        operator = getattr(torch.ops.gatelib, f"{self.kernel}_backward")
+        d_x, *found = operator(*gradients, x, batch_sizes, *states, weights, *ctx.options)
+        return d_x, None, *found[: self.count], found[self.count :], None, None
 
 
 for _kernel in LAYERS:

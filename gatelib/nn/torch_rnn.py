@@ -17,7 +17,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from gatelib.kernels.torch_rnn import CELLS, LAYERS, torch_layer
+from gatelib.kernels.torch_rnn import CELLS, LAYERS, result_type, torch_layer
 from gatelib.nn import init
 from gatelib.nn.check import (
     check_batch_sizes,
@@ -121,6 +121,7 @@ class DropIn(nn.Module):
     ) -> Result:
         """Plain torch over x (T, B, D). A sequence that isn't running keeps its states."""
         from_x = F.linear(x, weights.w_ih, weights.b_ih)
+        dtype = result_type(self._kernel, states[0], from_x.dtype)
         outputs, states = [], _wide(states)
         for t in reversed(range(x.size(0))) if backwards else range(x.size(0)):
             new = self._step(from_x[t], states, weights)
@@ -129,8 +130,8 @@ class DropIn(nn.Module):
                 new = tuple(torch.where(running[t], now, before) for now, before in both)
             states = new
             outputs.append(states[0])
-        y = torch.stack(outputs[::-1] if backwards else outputs).to(from_x.dtype)
-        return y, tuple(state.to(from_x.dtype) for state in states)
+        y = torch.stack(outputs[::-1] if backwards else outputs).to(dtype)
+        return y, tuple(state.to(dtype) for state in states)
 
     def _outward(self, states: Sequence[Tensor]) -> Any:
         """The states as torch takes and gives them: a pair, or the only one."""
@@ -297,12 +298,12 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
         states: States,
         weights: Sequence[Sequence[Tensor]],
     ) -> Result:
-        """One layer as one node of the graph, with the casts that autocast would make inside."""
-        tensors = [x, *states, *(weight for direction in weights for weight in direction)]
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            tensors = [t.to(torch.get_autocast_dtype(x.device.type)) for t in tensors]
-        x, own, flat = tensors[0], tensors[1 : 1 + len(states)], tensors[1 + len(states) :]
-        return torch_layer(self._kernel, x, batch_sizes, own, flat, self.bias)
+        """One layer as one node of the graph."""
+        device, autocast = x.device.type, None
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            autocast = torch.get_autocast_dtype(device)
+        flat = [weight for direction in weights for weight in direction]
+        return torch_layer(self._kernel, x, batch_sizes, states, flat, self.bias, autocast)
 
 
 class DropInCell(DropIn, nn.RNNCellBase, Generic[State]):
