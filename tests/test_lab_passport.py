@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gatelib.lab.instruments import (
     saturation,
 )
 from gatelib.lab.passport import MIME, passport
-from gatelib.nn import FeatureGate
+from gatelib.nn import GRU, LSTM, RNN, FeatureGate
 
 BATCH, STEPS, WIDTH, HIDDEN = 3, 5, 4, 6
 
@@ -48,6 +49,23 @@ def test_at_equal_width_a_cell_costs_as_many_rnns_as_it_has_products(kind, share
     plain = passport(nn.RNN(WIDTH, HIDDEN, batch_first=True), example())
     assert found.parameters == share * plain.parameters
     assert found.forward.flops == share * plain.forward.flops
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU), (RNN, nn.RNN)])
+def test_a_drop_in_has_the_passport_of_torchs_layer(ours, theirs):
+    made = [kind(WIDTH, HIDDEN, batch_first=True) for kind in (ours, theirs)]
+    made[0].load_state_dict(made[1].state_dict())
+    found, expected = (asdict(passport(layer, example())) for layer in made)
+    found["forward"].pop("bytes")  # zeros made by x.new_zeros(...) are counted as reading x
+    expected["forward"].pop("bytes")
+    assert found == expected
+
+
+def test_where_the_reset_gate_acts_changes_no_parameter_and_no_product():
+    before, after = (GRU(WIDTH, HIDDEN, batch_first=True, reset_after=r) for r in (False, True))
+    found, expected = passport(before, example()), passport(after, example())
+    assert (found.parameters, found.forward.flops) == (expected.parameters, expected.forward.flops)
+    assert found.half_life.keys() == {"GRU"} and found.saturated["GRU"].keys() == set("rzn")
 
 
 def test_bytes_and_saved_activations_of_a_linear_layer_and_a_sigmoid():

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from gatelib.equations.lstm import PEEPHOLE
 from gatelib.lab.record import record
-from gatelib.nn import Recurrent
+from gatelib.nn import GRU, RNN, GRUCell, Recurrent, RNNCell
 
 
 def sigmoid(a):
@@ -51,7 +51,10 @@ def gru_by_hand(layer, x, suffix="", h=None):
         from_x, from_h = w @ row + b, u @ h + d
         r = sigmoid(from_x[:size] + from_h[:size])
         z = sigmoid(from_x[size : 2 * size] + from_h[size : 2 * size])
-        n = np.tanh(from_x[2 * size :] + r * from_h[2 * size :])
+        past = r * from_h[2 * size :]
+        if not getattr(layer, "reset_after", True):
+            past = u[2 * size :] @ (r * h) + d[2 * size :]
+        n = np.tanh(from_x[2 * size :] + past)
         h = (1 - z) * n + z * h
         for name, value in zip("rznh", (r, z, n, h), strict=True):
             seen[name].append(value)
@@ -309,6 +312,51 @@ def test_our_gates_are_recorded():
     with record(nn.Sequential(gate)) as seen:
         result = gate(torch.ones(2, 3))
     np.testing.assert_array_equal(seen["0"]["gate"], result.detach().numpy())
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_our_gru_is_read_in_the_order_of_its_reset(reset_after):
+    torch.manual_seed(0)
+    layer = GRU(2, 3, 2, batch_first=True, bidirectional=True, reset_after=reset_after).double()
+    x = torch.randn(2, 6, 2, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor([6, 4]), batch_first=True)
+    with record(layer) as seen:
+        layer(packed)
+    assert sorted(seen) == [f"GRU.{s}" for s in ("l0", "l0_reverse", "l1", "l1_reverse")]
+    for b, length in enumerate((6, 4)):
+        inputs = x[b, :length].numpy()
+        for level in range(2):
+            ahead = gru_by_hand(layer, inputs, f"_l{level}")
+            back = gru_by_hand(layer, inputs[::-1], f"_l{level}_reverse")
+            back = {name: value[::-1] for name, value in back.items()}
+            for suffix, expected in (("", ahead), ("_reverse", back)):
+                found = seen[f"GRU.l{level}{suffix}"]
+                assert_same({g: v[b, :length] for g, v in found.items()}, expected)
+            inputs = np.concatenate([ahead["h"], back["h"]], 1)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_our_gru_cell_is_read_step_by_step(reset_after):
+    cell = GRUCell(3, 4, reset_after=reset_after).double()
+    x, h = torch.randn(5, 2, 3, dtype=torch.float64), None
+    with record(cell) as seen:
+        for row in x:
+            h = cell(row, h)
+    for b in range(2):
+        expected = gru_by_hand(cell, x[:, b].numpy())
+        assert_same({g: v[b] for g, v in seen["GRUCell"].items()}, expected)
+
+
+def test_our_rnn_and_its_cell_show_their_states():
+    layer = RNN(3, 4, 2, "relu", batch_first=True, initialization="orthogonal")
+    with record(layer) as seen:
+        y, _ = layer(torch.randn(2, 5, 3))
+    np.testing.assert_array_equal(seen["RNN.l1"]["h"], y.detach().numpy())
+    assert list(seen["RNN.l0"]) == ["h"] and seen["RNN.l0"]["h"].min() == 0
+    cell = RNNCell(3, 4)
+    with record(cell) as seen:
+        h = cell(torch.randn(2, 3))
+    np.testing.assert_array_equal(seen["RNNCell"]["h"][:, 0], h.detach().numpy())
 
 
 def test_keywords_are_read_too():

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from gatelib.lab.replay import replay
 from gatelib.nn.gate import FeatureGate, Gate
+from gatelib.nn.gru import GRU
 from gatelib.nn.recurrent import Recurrent
 
 __all__ = ["Recording", "record"]
@@ -108,10 +109,12 @@ def gates_of(layer: Any, suffix: str, x: Tensor, h: Tensor) -> Gates:
     if len(w_x) == 4 * size:
         i, f, g, o = (from_x + from_h).chunk(4, -1)
         return {"i": i.sigmoid(), "f": f.sigmoid(), "g": g.tanh(), "o": o.sigmoid()}
-    if len(w_x) == 3 * size:  # the reset gate acts after the product with h, as in cuDNN
+    if len(w_x) == 3 * size:
         r, z = (from_x + from_h)[..., : 2 * size].sigmoid().chunk(2, -1)
-        n = (from_x[..., 2 * size :] + r * from_h[..., 2 * size :]).tanh()
-        return {"r": r, "z": z, "n": n}
+        past = r * from_h[..., 2 * size :]
+        if not getattr(layer, "reset_after", True):  # gatelib.nn.GRU: before the product with h
+            past = F.linear(r * h, w_h[2 * size :], None if b_h is None else b_h[2 * size :])
+        return {"r": r, "z": z, "n": (from_x[..., 2 * size :] + past).tanh()}
     return {}
 
 
@@ -147,10 +150,14 @@ def _direction(
 
 
 def _one_layer(module: Any, layer: int, x: Any, states: tuple[Tensor | None, ...]) -> Any:
-    """The output of layer `layer` alone, from torch's own layer with its weights."""
+    """The output of layer `layer` alone, from a layer with its weights."""
     ways = 1 + module.bidirectional
-    made = {"LSTM": nn.LSTM, "GRU": nn.GRU}.get(module.mode, nn.RNN)
-    options = {"LSTM": {"proj_size": module.proj_size}, "RNN_RELU": {"nonlinearity": "relu"}}
+    made: Any = {"LSTM": nn.LSTM, "GRU": GRU}.get(module.mode, nn.RNN)
+    options: dict[str, dict[str, Any]] = {
+        "LSTM": {"proj_size": module.proj_size},
+        "GRU": {"reset_after": getattr(module, "reset_after", True)},
+        "RNN_RELU": {"nonlinearity": "relu"},
+    }
     width = module.input_size if layer == 0 else ways * (module.proj_size or module.hidden_size)
     alone: Any = made(  # on no device, since a draw of weights would move the caller's generator
         width,
@@ -169,7 +176,7 @@ def _one_layer(module: Any, layer: int, x: Any, states: tuple[Tensor | None, ...
 
 
 def _read_layers(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
-    """The gates of torch.nn.LSTM, GRU and RNN, and of gatelib.nn.LSTM."""
+    """The gates of the LSTM, GRU and RNN of torch.nn and of gatelib.nn."""
     x, given = arguments
     ways, layers = 1 + module.bidirectional, module.num_layers
     if module.training and module.dropout > 0 and layers > 1:
@@ -191,7 +198,7 @@ def _read_layers(module: Any, arguments: list[Any], result: Any) -> dict[str, Ga
 
 
 def _read_cell(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
-    """The gates of torch.nn.LSTMCell, GRUCell and RNNCell, and of gatelib.nn.LSTMCell: T = 1."""
+    """The gates of the LSTMCell, GRUCell and RNNCell of torch.nn and of gatelib.nn: T = 1."""
     x, given = arguments
     long = isinstance(result, tuple)
     h = given[0] if long and given is not None else given
