@@ -231,6 +231,59 @@ def test_low_precision_stays_within_the_error_budget(spec, dtype):
         assert (fast[name].double() - true).abs().max() <= budget, name
 
 
+@pytest.mark.parametrize("spec", [equations.PEEPHOLE, GRU, MINIMAL], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_weight_changes_nothing_but_the_rounding(monkeypatch, spec, bias):
+    from gatelib.kernels import recurrent
+
+    exact = layer(spec, bias=bias, dtype=torch.float32).double()
+    x, state = torch.randn(3, 5, D), some_state(exact, 3, torch.float32)
+    found = {"exact": everything(twin(exact, "reference"), x.double(), some_double(state))}
+    small = {"PACK_ELEMENTS": 1, "PACK_BATCH": 1, "PACK_STEPS": 1}
+    for name, limits in {"plain": {}, "packed": small}.items():
+        for limit, value in limits.items():
+            monkeypatch.setattr(recurrent, limit, value)
+        weight = exact.weight_hh_l0.detach().float()
+        assert (recurrent.Map(weight, 3, 5).packed is not None) == (name == "packed")
+        found[name] = everything(twin(exact, "fused").float(), x, state)
+    for name, true in found["exact"].items():
+        error = (found["plain"][name] - true).abs().max()
+        budget = 4 * (error + torch.finfo(torch.float32).eps * true.abs().max())
+        assert (found["packed"][name] - true).abs().max() <= budget, name
+
+
+def some_double(state):
+    return {name: value.detach().double() for name, value in state.items()}
+
+
+def test_only_large_float32_weights_on_a_cpu_with_onednn_are_packed(monkeypatch):
+    from gatelib.kernels import recurrent
+
+    weight = torch.zeros(1024, 256)
+    assert recurrent.Map(weight, 64, 256).packed is not None
+    assert recurrent.Map(weight.double(), 64, 256).packed is None
+    assert recurrent.Map(weight.to("meta"), 64, 256).packed is None
+    assert recurrent.Map(weight[:512], 64, 256).packed is None
+    assert recurrent.Map(weight, 1, 256).packed is None
+    assert recurrent.Map(weight, 64, 2).packed is None
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert recurrent.Map(weight, 64, 256).packed is None
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_gradient_of_a_strided_input_lands_in_its_place(batch_first):
+    made = layer(batch_first=batch_first)
+    x = torch.randn(D, B, T, dtype=torch.float64).permute(1, 2, 0)
+    x = x if batch_first else x.transpose(0, 1)
+    grads = [
+        torch.autograd.grad(twin(made, "fused")(v)[0].square().sum(), v)[0]
+        for v in (x.clone().requires_grad_(), x.contiguous().requires_grad_())
+    ]
+    leaf = x.contiguous().requires_grad_()
+    (true,) = torch.autograd.grad(twin(made, "reference")(leaf)[0].square().sum(), leaf)
+    assert all(torch.allclose(d, true, atol=1e-12, rtol=0) for d in grads)
+
+
 # ---- derivatives ------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 The fast path is one operator, `gatelib::recurrent`, so that `torch.compile` and `torch.export` see
 a single node. Forward: the input product runs for a block of steps at a time, while the block is
 in the cache; the recurrent product and the cell run step by step into buffers made beforehand.
+A large float32 U on a CPU is put into oneDNN's order once for all steps (`Map`).
 Backward: the generated vector-Jacobian product step by step, then for each block of steps one
 product per weight. All tensors here are time first.
 """
@@ -41,6 +42,10 @@ class Inputs(NamedTuple):
 
 BLOCK_BYTES = 2 << 20
 """Preactivations held at a time: small enough for the cache, large enough for a good product."""
+
+PACK_ELEMENTS, PACK_BATCH, PACK_STEPS = 1 << 18, 8, 16
+"""From here on a packed U pays: it no longer stays in the cache next to the core from one step to
+the next, a product has rows enough to use it, and the steps repay the packing."""
 
 
 def unrolled(
@@ -150,7 +155,7 @@ def _slices(block: Tensor, gates: Sequence[str], prefix: str) -> dict[str, list[
     return {f"{prefix}{k}": list(c.unbind(0)) for k, c in zip(gates, chunks, strict=True)}
 
 
-def _block_steps(steps: int, batch: int, width: int, item_size: int) -> int:
+def block_steps(steps: int, batch: int, width: int, item_size: int) -> int:
     """How many steps a block holds."""
     return max(1, min(steps, BLOCK_BYTES // max(1, batch * width * item_size)))
 
@@ -186,18 +191,62 @@ def _run_forward(cell: Cell, inputs: Inputs, save: bool) -> list[Tensor]:
     return [kept["h"], *(end.clone() for end in ends.values()), *saved]
 
 
+class Map:
+    """x @ weight.T for one weight and many x, (B, columns of the weight) each.
+
+    BLAS copies the weight into an order of its own at every call. A large weight on a CPU is put
+    into oneDNN's order once, where this build of torch has it. The sums are float32 either way,
+    added up in another order.
+    """
+
+    def __init__(self, weight: Tensor, batch: int, steps: int) -> None:
+        self.turned, self.packed = weight.t(), None
+        if _pays_to_pack(weight, batch, steps):
+            weight = weight.detach().contiguous()
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, batch)
+
+    def _packed_product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
+        return product
+
+    def into(self, out: Tensor, x: Tensor, bias: Tensor | None) -> None:
+        """x @ weight.T + bias into `out`."""
+        if self.packed is None:
+            _linear(x, self.turned, bias, out)
+        else:
+            out.copy_(self._packed_product(x, bias))
+
+    def added(self, out: Tensor, to: Tensor, x: Tensor) -> None:
+        """to + x @ weight.T into `out`, which may be `to`."""
+        if self.packed is None:
+            torch.addmm(to, x, self.turned, out=out)
+        else:
+            torch.add(to, self._packed_product(x), out=out)
+
+
+def _pays_to_pack(weight: Tensor, batch: int, steps: int) -> bool:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    if weight.numel() < PACK_ELEMENTS or batch < PACK_BATCH or steps < PACK_STEPS:
+        return False
+    offered: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return offered and bool(torch.backends.mkldnn.enabled)
+
+
 class _Products:
     """W x + b for a block of steps at a time, and U h added to it (or beside it) at each step."""
 
     def __init__(self, cell: Cell, inputs: Inputs) -> None:
         weight_ih, weight_hh, self.bias_ih, self.bias_hh = inputs.weights
-        self.x, self.to_gates, self.to_hidden = inputs.x, weight_ih.t(), weight_hh.t()
+        self.x, self.to_gates = inputs.x, weight_ih.t()
         steps, batch, _ = self.x.shape
+        self.recurrent = Map(weight_hh, batch, steps)
         width = weight_hh.shape[0]
-        self.block = _block_steps(steps, batch, width, self.x.element_size())
+        self.block = block_steps(steps, batch, width, self.x.element_size())
         self.pre = self.x.new_empty(self.block, batch, width)
         self.rec = self.x.new_empty(batch, width) if cell.split else None
         self.joined = _joined_gates(cell, self.pre, self.rec)
+        self.steps = self.pre.unbind(0)
 
     def fill(self, t: int, h: Tensor) -> None:
         """The preactivations of step t, whose state before is h."""
@@ -206,9 +255,9 @@ class _Products:
             x = self.x[t : t + self.block].flatten(0, 1)
             _linear(x, self.to_gates, self.bias_ih, self.pre)
         if self.rec is None:
-            self.pre[at].addmm_(h, self.to_hidden)
+            self.recurrent.added(self.steps[at], self.steps[at], h)
         else:
-            _linear(h, self.to_hidden, self.bias_hh, self.rec)
+            self.recurrent.into(self.rec, h, self.bias_hh)
             for into, part in self.joined:
                 into[at].add_(part)
 
@@ -274,14 +323,15 @@ class _Gradients:
         steps, batch, _ = x.shape
         width = weight_hh.shape[0]
         self.h, self.h_0, self.weight = h, inputs.initial[0], weight_ih
-        self.block = _block_steps(steps, batch, width, x.element_size())
+        self.block = block_steps(steps, batch, width, x.element_size())
         self.d_a = x.new_empty(self.block, batch, width)
         self.d_u = torch.empty_like(self.d_a) if cell.split else self.d_a
-        self.d_x = torch.empty_like(x) if needs_x else None
+        self.d_x = x.new_empty(x.shape) if needs_x else None
         self.to_ih, self.to_hh = (x.new_zeros(w.shape[::-1]) for w in (weight_ih, weight_hh))
         self.ones = x.new_ones(self.block * batch)
         self.bias_ih, self.bias_hh = (_zeros(b) for b in (bias_ih, bias_hh))
         self.joined = _joined_gates(cell, self.d_u, self.d_a) if cell.split else []
+        self.steps = self.d_u.unbind(0)
 
     def add(self, t: int) -> None:
         """Take step t's adjoints `d_a` of W x + b and `d_u` of U h + b' into account."""
@@ -317,8 +367,10 @@ class _Adjoints:
     `h` has one, filled by the recurrent product after the step.
     """
 
-    def __init__(self, cell: Cell, d_final: Sequence[Tensor], mask: Tensor | None) -> None:
-        self.cell = cell
+    def __init__(self, cell: Cell, d_final: Sequence[Tensor], inputs: Inputs) -> None:
+        self.cell, mask = cell, inputs.mask
+        steps, batch, _ = inputs.x.shape
+        self.recurrent = Map(inputs.weights[1].t(), batch, steps)
         self.pairs = {
             s: (d.clone(), torch.empty_like(d)) for s, d in zip(cell.states, d_final, strict=True)
         }
@@ -346,7 +398,7 @@ class _Adjoints:
             for s, pair in self.pairs.items():
                 torch.mul(pair[0 if s == "h" else turn], self.here[t], out=self.masked[s])
 
-    def after(self, t: int, turn: int, d_u: Tensor, weight_hh: Tensor) -> None:
+    def after(self, t: int, turn: int, d_u: Tensor) -> None:
         """The recurrent product; where the mask is False, adjoints pass by the cell."""
         d_h, d_h_prev = self.pairs["h"]
         through = None
@@ -356,9 +408,9 @@ class _Adjoints:
                 if s != "h":
                     pair[1 - turn].addcmul_(pair[turn], self.past[t])
         if "h" in self.cell.carries:
-            torch.addmm(d_h_prev, d_u, weight_hh, out=d_h)
+            self.recurrent.added(d_h, d_h_prev, d_u)
         else:
-            torch.mm(d_u, weight_hh, out=d_h)
+            self.recurrent.into(d_h, d_u, None)
         if through is not None:
             d_h.add_(through)
 
@@ -377,20 +429,20 @@ def _run_backward(
     needs_x: bool,
 ) -> list[Tensor]:
     """Gradients of x (where needed), weights, biases, learned vectors and initial states."""
-    steps, (batch, hidden), weight_hh = h.shape[0], h.shape[1:], inputs.weights[1]
-    adjoints = _Adjoints(cell, d_final, inputs.mask)
+    steps, batch, hidden = h.shape
+    adjoints = _Adjoints(cell, d_final, inputs)
     gradients = _Gradients(cell, inputs, h, needs_x)
     d_vectors = [h.new_zeros(batch, hidden) for _ in inputs.vectors]
     columns = _own_buffers(cell.step_back, h, batch, hidden)
     columns |= _saved_columns(cell, inputs, h, saved)
     columns |= _adjoint_columns(cell, gradients, d_vectors, steps) | adjoints.columns()
-    step_back = cell.step_back.compile()
+    step_back, d_y_steps = cell.step_back.compile(), d_y.unbind(0)
     for turn, arguments in enumerate(_arguments(cell.step_back, columns)):
         t = steps - 1 - turn
-        adjoints.before(t, turn % 2, d_y[t])
+        adjoints.before(t, turn % 2, d_y_steps[t])
         step_back(*arguments)
         gradients.add(t)
-        adjoints.after(t, turn % 2, gradients.d_u[t % gradients.block], weight_hh)
+        adjoints.after(t, turn % 2, gradients.steps[t % gradients.block])
     return [*gradients.all(), *(d.sum(0) for d in d_vectors), *adjoints.initial(steps)]
 
 
@@ -444,7 +496,7 @@ def _recurrent(
     """[h of every step, final states…, saved…]; see `_run_forward`."""
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     rows = [v.reshape(1, -1) for v in vectors]
-    inputs = Inputs(x.contiguous(), weights, rows, initial, mask)
+    inputs = Inputs(x, weights, rows, initial, mask)
     with torch.autocast(x.device.type, enabled=False):
         return _run_forward(cell_of_text(cell), inputs, save)
 
@@ -489,7 +541,7 @@ def _recurrent_backward(
     """Gradients of x (where needed), weights, biases, vectors, initial states, in this order."""
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     rows = [v.reshape(1, -1) for v in vectors]
-    inputs = Inputs(x.contiguous(), weights, rows, initial, mask)
+    inputs = Inputs(x, weights, rows, initial, mask)
     with torch.autocast(x.device.type, enabled=False):
         return _run_backward(cell_of_text(cell), inputs, d_y, d_final, h, saved, needs_x)
 
