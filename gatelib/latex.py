@@ -94,6 +94,8 @@ def expression(e: Expr, names: Names) -> str:
     if e.is_Pow:
         return _power(e, names)
     arguments = ", ".join(expression(argument, names) for argument in e.args)
+    if e.func.__name__ == "sqrt":
+        return rf"\sqrt{{{arguments}}}"
     if all(argument.is_Symbol for argument in e.args):  # brackets of one size, line after line
         return rf"{e.func.tex}({arguments})"
     return rf"{e.func.tex}\!\left({arguments}\right)"

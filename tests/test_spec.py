@@ -366,3 +366,8 @@ def test_any_expression_computes_what_python_would(tree):
 def test_text_that_is_no_spec_is_refused():
     with pytest.raises(SpecError, match="text: expected 'name: inputs -> outputs' first"):
         Spec.read("i = sigmoid(a)")
+
+
+def test_a_root_is_set_as_a_root():
+    spec = Spec.parse("root", "p -> q", "q = 1/(sqrt(p) + sqrt(1 + p))")
+    assert spec.latex().count(r"\sqrt{") == 2 and "operatorname" not in spec.latex()

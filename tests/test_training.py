@@ -1,0 +1,453 @@
+"""The witnesses of training agree: equations, NumPy by hand, torch.optim and autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from gatelib.equations import training as equations
+from gatelib.lab.stepwise import unfold
+from gatelib.reference import gate, stacks
+from gatelib.reference import training as reference
+
+STEPS = 100
+small = st.floats(1e-4, 0.1)
+share = st.floats(0.0, 0.999)
+eps = st.sampled_from([1e-10, 1e-8, 1e-3])
+decay = st.sampled_from([0.0, 1e-2, 0.3])
+
+
+def options(name, lr, one, two, epsilon, pull):
+    """One optimiser's options in three languages: reference, torch, equations."""
+    rates = {"lr": lr, "weight_decay": pull}
+    consts = {"eta": lr, "decay": pull, "epsilon": epsilon}
+    running = {"alpha": one, "eps": epsilon}
+    momenta = {"beta1": one, "beta2": two, "eps": epsilon}
+    betas = {"betas": (one, two), "eps": epsilon}
+    table = {
+        "sgd": (reference.SGD, {}, torch.optim.SGD, {}, {}),
+        "momentum": (
+            reference.SGD,
+            {"momentum": one},
+            torch.optim.SGD,
+            {"momentum": one},
+            {"mu": one},
+        ),
+        "nesterov": (
+            reference.SGD,
+            {"momentum": one, "nesterov": True},
+            torch.optim.SGD,
+            {"momentum": one, "nesterov": one > 0},
+            {"mu": one},
+        ),
+        "adagrad": (reference.Adagrad, {"eps": epsilon}, torch.optim.Adagrad, {"eps": epsilon}, {}),
+        "rmsprop": (reference.RMSprop, running, torch.optim.RMSprop, running, {"alpha": one}),
+        "rmsprop_centered": (
+            reference.RMSprop,
+            running | {"momentum": two, "centered": True},
+            torch.optim.RMSprop,
+            running | {"momentum": two, "centered": True},
+            {"alpha": one, "mu": two},
+        ),
+        "adam": (reference.Adam, momenta, torch.optim.Adam, betas, {"beta1": one, "beta2": two}),
+        "adamw": (reference.AdamW, momenta, torch.optim.AdamW, betas, {"beta1": one, "beta2": two}),
+    }
+    by_hand, mine, peer, theirs, extra = table[name]
+    return by_hand(**rates, **mine), lambda w: peer([w], **rates, **theirs), consts | extra
+
+
+NAMES = [name for name in equations.OPTIMIZERS if name != "adagrad_printed"]
+
+
+def gradients(seed, steps=STEPS, size=5):
+    """Random gradients of many sizes, some weights often idle: what gates see."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.integers(-3, 3, size)
+    return rng.normal(size=(steps, size)) * scale * (rng.random((steps, size)) < 0.7)
+
+
+def by_hand(optimizer, w, given):
+    state, path = optimizer.start(w), []
+    for G in given:
+        w, state = optimizer.step(w, G, state)
+        path.append(w)
+    return np.array(path)
+
+
+def by_torch(make, w, given):
+    weight = torch.nn.Parameter(torch.tensor(w))
+    optimizer, path = make(weight), []
+    for G in given:
+        weight.grad = torch.tensor(G)
+        optimizer.step()
+        path.append(weight.detach().numpy().copy())
+    return np.array(path)
+
+
+def by_equations(name, w, given, constants):
+    start = {"w": w} | {k: np.ones(1) for k in "pq"}
+    return unfold(equations.OPTIMIZERS[name], {"G": given}, start, constants)["w"]
+
+
+def close(found, expected, bound=1e-10):
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max(initial=0.0) <= bound * scale
+
+
+# ---- optimisers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "rmsprop_centered"])
+@settings(max_examples=8, deadline=None)
+@given(lr=small, one=share, two=share, epsilon=eps, pull=decay, seed=st.integers(0, 999))
+def test_three_witnesses_make_the_same_hundred_steps(name, lr, one, two, epsilon, pull, seed):
+    hand, peer, constants = options(name, lr, one, two, epsilon, pull)
+    w, given = np.random.default_rng(seed).normal(size=5), gradients(seed)
+    expected = by_torch(peer, w, given)
+    close(by_hand(hand, w, given), expected)
+    close(by_equations(name, w, given, constants), expected)
+
+
+@settings(max_examples=8, deadline=None)
+@given(lr=small, one=st.floats(0.1, 0.99), two=share, seed=st.integers(0, 999))
+def test_the_centered_root_agrees_where_it_is_not_all_rounding(lr, one, two, seed):
+    """v - n² is a difference of near equals; epsilon keeps the root off its rounding."""
+    hand, peer, constants = options("rmsprop_centered", lr, one, two, 1e-2, 0.01)
+    rng = np.random.default_rng(seed)
+    w, given = rng.normal(size=5), rng.normal(size=(STEPS, 5))
+    expected = by_torch(peer, w, given)
+    close(by_hand(hand, w, given), expected, 1e-8)
+    close(by_equations("rmsprop_centered", w, given, constants), expected, 1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gated_net_trained_in_numpy_is_the_one_trained_in_torch(name):
+    """Each follows its own gradients for 100 steps, so that every error would grow."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(20, 6)), rng.integers(0, 3, 20)
+    weights = {"W": rng.normal(size=(6, 6)), "b": rng.normal(size=6), "A": rng.normal(size=(3, 6))}
+    hand, peer, _ = options(name, 0.01, 0.9, 0.99, 1e-3, 1e-3)
+    mine, states = dict(weights), None
+    for _ in range(STEPS):
+        h, saved = gate.forward(x, {k: mine[k] for k in "Wb"})
+        _, d_a = reference.cross_entropy(h @ mine["A"].T, y)
+        found = gate.backward(d_a @ mine["A"], saved) | {"A": d_a.T @ h}
+        mine, states = reference.update(hand, mine, found, states)
+    theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in weights.items()}
+    steppers = [peer(w) for w in theirs.values()]
+    inputs = torch.tensor(x)
+    for _ in range(STEPS):
+        h = torch.sigmoid(inputs @ theirs["W"].T + theirs["b"]) * inputs
+        loss = F.cross_entropy(h @ theirs["A"].T, torch.tensor(y))
+        loss.backward(inputs=list(theirs.values()))
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+    for k, weight in theirs.items():
+        assert np.abs(mine[k] - weights[k]).max() > 1e-3
+        close(mine[k], weight.detach().numpy())
+
+
+def test_an_initial_sum_slows_adagrad_as_in_torch():
+    w, given = np.ones(5), gradients(0)
+    peer = lambda p: torch.optim.Adagrad([p], 0.1, initial_accumulator_value=2.0)  # noqa: E731
+    close(by_hand(reference.Adagrad(0.1, initial=2.0), w, given), by_torch(peer, w, given))
+
+
+def test_a_gradient_of_zero_moves_nothing_but_what_remembers():
+    w, given = np.ones(3), np.zeros((4, 3))
+    for name in NAMES:
+        hand, *_ = options(name, 0.1, 0.9, 0.99, 1e-8, 0.0)
+        close(by_hand(hand, w, given), np.ones((4, 3)), 0)
+    gone = np.concatenate([np.ones((1, 3)), given])
+    last = by_hand(reference.SGD(0.1, momentum=0.5), w, gone)
+    close(last[-1], np.full(3, 1 - 0.1 * (1 + 0.5 + 0.25 + 0.125 + 0.0625)))
+
+
+def test_an_optimizer_changes_nothing_in_place():
+    w, G = np.ones(3), np.full(3, 2.0)
+    for name in NAMES:
+        hand, *_ = options(name, 0.1, 0.9, 0.99, 1e-8, 0.1)
+        state = hand.start(w)
+        before = {k: np.copy(v) for k, v in state.items()}
+        hand.step(w, G, state)
+        assert (w == 1).all() and (G == 2).all()
+        assert all((before[k] == v).all() for k, v in state.items())
+
+
+def test_single_precision_stays_single():
+    w = np.ones(3, np.float32)
+    for name in NAMES:
+        hand, *_ = options(name, 0.1, 0.9, 0.99, 1e-8, 0.1)
+        moved, state = hand.step(w, w, hand.start(w))
+        arrays = [moved, *(v for v in state.values() if isinstance(v, np.ndarray))]
+        assert {a.dtype for a in arrays} == {np.dtype(np.float32)}
+
+
+def test_the_first_step_of_adagrad_rmsprop_and_adam_does_not_depend_on_the_size():
+    for G in (1e-3, 1.0, 1e3):
+        G = np.full(1, G)
+        lr = 0.01
+        close(by_hand(reference.Adagrad(lr), np.zeros(1), [G]), np.full((1, 1), -lr), 1e-6)
+        close(by_hand(reference.Adam(lr), np.zeros(1), [G]), np.full((1, 1), -lr), 1e-6)
+        rms = by_hand(reference.RMSprop(lr, alpha=0.99), np.zeros(1), [G])
+        close(rms, np.full((1, 1), -10 * lr), 1e-5)
+
+
+def test_decay_divided_by_the_root_is_not_decay_past_it():
+    w, given = (
+        np.array([1.0, 1.0]),
+        np.tile([10.0, 0.1], (50, 1)) * (-1.0) ** np.arange(50)[:, None],
+    )
+    coupled = by_hand(reference.Adam(1e-3, weight_decay=0.1), w, given)[-1]
+    apart = by_hand(reference.AdamW(1e-3, weight_decay=0.1), w, given)[-1]
+    bare = by_hand(reference.Adam(1e-3), w, given)[-1]
+    assert abs((bare - apart)[0] - (bare - apart)[1]) < 1e-3 * (bare - apart)[0]
+    assert (bare - coupled)[1] > 20 * (bare - coupled)[0]
+
+
+# ---- the AdaGrad of the article (claim A4) ------------------------------------------------------
+
+
+def test_the_printed_adagrads_first_step_is_the_gradient_over_the_root_of_epsilon():
+    G, eta, epsilon = sp.symbols("G eta epsilon", positive=True)
+    first = equations.ADAGRAD_PRINTED.subs(decay=0, s_prev=0, w_prev=0).compose()["w"]
+    names = {str(v): v for v in first.free_symbols}
+    derived = first.subs({names["G"]: G, names["eta"]: eta, names["epsilon"]: epsilon})
+    assert sp.simplify(derived + eta * G / sp.sqrt(epsilon)) == 0
+    for g, e in ((0.3, 1e-8), (-2.0, 0.1), (5.0, 1e-10)):
+        step = by_hand(reference.PrintedAdagrad(0.01, eps=e), np.zeros(1), [np.full(1, g)])[0, 0]
+        assert np.isclose(step, float(derived.subs({G: sp.Float(g), eta: 0.01, epsilon: e})))
+
+
+def test_the_printed_order_and_the_published_one_have_the_same_sum():
+    given, start, constants = (
+        gradients(4),
+        {"w": np.zeros(5)},
+        {"eta": 0.1, "epsilon": 1e-8, "decay": 0},
+    )
+    runs = [
+        unfold(equations.OPTIMIZERS[k], {"G": given}, start, constants)
+        for k in ("adagrad", "adagrad_printed")
+    ]
+    close(runs[0]["s"], runs[1]["s"], 0)
+    close(runs[0]["s"][-1], (given**2).sum(0), 1e-12)
+    hand = by_hand(reference.PrintedAdagrad(0.1, eps=1e-8), np.zeros(5), given)
+    close(hand, runs[1]["w"])
+
+
+# ---- losses -------------------------------------------------------------------------------------
+
+
+def from_torch(loss, logits, target):
+    a = torch.tensor(logits, requires_grad=True)
+    value = loss(a, torch.tensor(target))
+    value.backward()
+    return value.item(), a.grad.numpy()
+
+
+def multi_label(a, y):
+    return F.binary_cross_entropy_with_logits(a, y, reduction="none").sum(1).mean()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 5)),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
+    seed=st.integers(0, 999),
+)
+def test_losses_and_their_gradients_are_torchs(shape, scale, seed):
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.normal(size=shape)
+    classes = rng.integers(0, shape[1], shape[0])
+    labels = rng.integers(0, 2, shape).astype(float)
+    soft = rng.dirichlet(np.ones(shape[1]), shape[0])
+    cases = [
+        (reference.cross_entropy, F.cross_entropy, classes),
+        (reference.cross_entropy, F.cross_entropy, soft),
+        (reference.binary_cross_entropy, multi_label, labels),
+        (reference.binary_cross_entropy, multi_label, soft),
+    ]
+    for mine, theirs, target in cases:
+        value, gradient = mine(logits, target)
+        expected, slope = from_torch(theirs, logits, target)
+        close(np.array(value), np.array(expected))
+        close(gradient, slope)
+
+
+@pytest.mark.parametrize("name", equations.LOSSES)
+def test_the_derived_gradient_of_every_loss_is_autograds(name):
+    spec, rng = equations.LOSSES[name], np.random.default_rng(1)
+    values = {str(v): rng.uniform(0.1, 0.9, (2, 3)) for v in spec.inputs}
+    leaves = {k: torch.tensor(v, requires_grad=True) for k, v in values.items()}
+    names = [str(v) for v in spec.inputs]
+    over_features = not spec.is_elementwise
+    l = spec.evaluate(leaves, "torch")["l"]
+    l.sum().backward()
+    seed = {"g_l": np.ones((2, 1)) if over_features else np.ones((2, 3))}
+    found = spec.vjp(keep="").evaluate(values | seed)
+    for k in names:
+        close(np.broadcast_to(found[f"d_{k}"], (2, 3)), leaves[k].grad.numpy())
+    assert gradcheck(lambda *a: spec.compile("torch")(*a), tuple(leaves[k] for k in names))
+
+
+def test_the_losses_by_hand_are_the_equations():
+    rng = np.random.default_rng(2)
+    logits, classes = 3 * rng.normal(size=(7, 4)), rng.integers(0, 4, 7)
+    y = reference.one_hot(classes, 4)
+    pairs = {
+        reference.cross_entropy: equations.SOFTMAX_LOSS,
+        reference.binary_cross_entropy: equations.MULTI_LABEL_LOSS,
+    }
+    for mine, spec in pairs.items():
+        value, gradient = mine(logits, y)
+        known = {"a": logits, "y": y, "g_l": np.full((7, 1), 1 / 7)}
+        close(np.array(value), spec.evaluate(known)["l"].mean())
+        close(gradient, spec.vjp(keep="").evaluate(known)["d_a"])
+
+
+def test_two_classes_and_both_terms_are_twice_the_cross_entropy():
+    rng = np.random.default_rng(5)
+    a, y = rng.normal(size=(6, 2)), reference.one_hot(rng.integers(0, 2, 6), 2)
+    both = equations.BOTH_TERMS_SOFTMAX_LOSS.evaluate({"a": a, "y": y})["l"]
+    close(both, 2 * equations.SOFTMAX_LOSS.evaluate({"a": a, "y": y})["l"])
+
+
+def test_the_loss_of_a_logit_is_the_loss_of_its_probability():
+    assert equations.BINARY_LOSS.same_as(equations.BINARY_LOSS_FROM_PROBABILITY)
+
+
+# ---- penalties ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(w=st.floats(-3, 3), t=st.floats(0, 2))
+def test_proximal_steps_minimise_what_they_say(w, t):
+    grid = np.linspace(-4, 4, 8001)
+    weight = np.array([w])
+    lines = {
+        reference.soft_threshold: t * np.abs(grid),
+        reference.shrink: t * grid**2 / 2,
+    }
+    for step, price in lines.items():
+        best = grid[np.argmin((grid - w) ** 2 / 2 + price)]
+        assert abs(step(weight, t)[0] - best) <= 1e-3 + 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(t=st.floats(0, 3), seed=st.integers(0, 99))
+def test_proximal_steps_are_their_equations(t, seed):
+    w = np.random.default_rng(seed).normal(size=(3, 4))
+    for name, spec in equations.PROXIMAL.items():
+        close(getattr(reference, name)(w, t), spec.evaluate({"w": w, "t": t})["q"], 1e-14)
+
+
+@settings(max_examples=20, deadline=None)
+@given(t=st.floats(0, 3), seed=st.integers(0, 99))
+def test_a_group_is_shortened_by_the_threshold_or_gone(t, seed):
+    w = np.random.default_rng(seed).normal(size=(5, 3))
+    w[0] = 0
+    q = reference.group_soft_threshold(w, t)
+    before, after = np.linalg.norm(w, axis=1), np.linalg.norm(q, axis=1)
+    close(after, np.maximum(before - t, 0), 1e-12)
+    close(q * before[:, None], w * after[:, None], 1e-12)
+    close(reference.group_soft_threshold(w[:, :1], t), reference.soft_threshold(w[:, :1], t))
+
+
+def test_dropout_adds_the_derived_penalty_on_average():
+    """Over all 2^D masks, weighted by their probability: exact, no sampling."""
+    rng, keep = np.random.default_rng(6), 0.7
+    x, w, y = rng.normal(size=(9, 4)), rng.normal(size=4), rng.normal(size=9)
+    masks = np.array(np.meshgrid(*[[0.0, 1.0]] * 4)).reshape(4, -1).T
+    chance = np.prod(np.where(masks == 1, keep, 1 - keep), axis=1)
+    losses = [((x * m / keep @ w - y) ** 2).mean() for m in masks]
+    bare = ((x @ w - y) ** 2).mean()
+    close(np.array(chance @ losses), bare + reference.dropout_penalty(x, w, keep), 1e-12)
+
+
+def test_the_mask_of_dropout_has_mean_one_and_variance_of_the_odds():
+    mask = stacks.mask(np.random.default_rng(7).random(200_000), 0.3)
+    assert abs(mask.mean() - 1) < 0.01 and abs(mask.var() - 0.3 / 0.7) < 0.01
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda: reference.SGD(-1.0), ValueError, "lr: expected"),
+        (lambda: reference.SGD(float("nan")), ValueError, "lr: expected"),
+        (lambda: reference.SGD("1"), TypeError, "lr: expected a number"),
+        (lambda: reference.SGD(0.1, nesterov=1), TypeError, "nesterov: expected a bool"),
+        (lambda: reference.Adam(0.1, beta2=1.0), ValueError, "beta2: expected 0"),
+        (lambda: reference.RMSprop(0.1, alpha=1.0), ValueError, "alpha: expected 0"),
+        (lambda: reference.Adagrad(0.1, eps=-1e-8), ValueError, "eps: expected"),
+        (lambda: reference.soft_threshold(np.ones(2), -1), ValueError, "threshold: expected"),
+        (lambda: reference.shrink(np.ones(2), np.inf), ValueError, "threshold: expected"),
+        (lambda: reference.dropout_penalty(np.ones((1, 1)), np.ones(1), 0.0), ValueError, "keep"),
+        (lambda: reference.one_hot(np.array([3]), 3), ValueError, "classes: expected 0 … 2"),
+        (lambda: reference.one_hot(np.ones(2), 3), TypeError, "classes: expected whole"),
+        (lambda: reference.cross_entropy(np.ones(3), np.ones(3)), ValueError, "logits: expected"),
+        (
+            lambda: reference.cross_entropy(np.ones((2, 3), int), np.array([1, 2])),
+            TypeError,
+            "logits: expected a floating dtype",
+        ),
+        (
+            lambda: reference.cross_entropy(np.ones((2, 3)), np.array([1])),
+            ValueError,
+            r"target: expected \(2, 3\)",
+        ),
+        (
+            lambda: reference.binary_cross_entropy(np.ones((2, 3)), np.ones((2, 3), "f4")),
+            TypeError,
+            "target: expected float64",
+        ),
+        (
+            lambda: reference.binary_cross_entropy(np.ones((2, 3)), np.full((2, 3), 2.0)),
+            ValueError,
+            "target: expected 0 … 1",
+        ),
+        (
+            lambda: reference.SGD(0.1).step(np.ones(2), np.ones(3), {"m": np.zeros(2)}),
+            ValueError,
+            r"gradient: expected \(2,\)",
+        ),
+        (
+            lambda: reference.AdamW(0.1).step(np.ones(2), np.ones(2, "f4"), {}),
+            TypeError,
+            "gradient: expected float64",
+        ),
+        (
+            lambda: reference.SGD(0.1).step(np.ones(2, int), np.ones(2, int), {}),
+            TypeError,
+            "weight: expected a floating dtype",
+        ),
+        (
+            lambda: reference.update(reference.SGD(0.1), {"W": np.ones(1)}, {}, None),
+            ValueError,
+            "gradients: expected",
+        ),
+        (
+            lambda: unfold(equations.SGD, {"G": np.ones((2, 1))}, {"w": np.ones(1)}, {"eta": 1}),
+            ValueError,
+            "decay",
+        ),
+        (
+            lambda: unfold(equations.SGD, {"G": np.ones((2, 1))}, {"v": np.ones(1)}, {}),
+            ValueError,
+            "start: expected names of",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, error, says):
+    with pytest.raises(error, match=says):
+        make()
