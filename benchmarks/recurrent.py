@@ -16,7 +16,7 @@ tanh (42 us for 64 x 256 numbers, where sigmoid takes 7), about 18 calls of 3 to
 backward, and writing about 100 MB of saved values to memory that the C library gives back to the
 system after each step and that must be mapped again page by page.
 A cheaper tanh, 2 sigmoid(2x) - 1, has no correct digit near 0, and one by expm1 triples the
-rounding error for a hundredth of the time; neither is used.
+rounding error for an estimated hundredth of the time; neither is used.
 
 Run: python benchmarks/recurrent.py [--rounds N] [--device cpu|cuda] [--input-grad]
 """
