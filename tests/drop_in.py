@@ -60,6 +60,9 @@ FAMILIES = {
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64", "bfloat16"])
 every_impl = pytest.mark.parametrize("impl", ["fused", "reference"])
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+every_state = pytest.mark.parametrize(  # for what takes long: ReLU differs in its kernel alone
+    "family", [FAMILIES[name] for name in ("LSTM", "GRU", "RNN")], ids=["LSTM", "GRU", "RNN"]
+)
 every_shape = pytest.mark.parametrize(
     ("family", "options"),
     [

@@ -226,7 +226,13 @@ def test_update_bias_is_set_once_and_leaves_the_rest_as_torch_drew_it():
 @pytest.mark.parametrize("t_max", [3, 200])
 def test_chrono_spreads_memories_up_to_t_max(t_max):
     """Without input n is 0 and h decays by z: 1 / (1 - z) is the memory, as measured here."""
+    torch.manual_seed(5)
     ours = GRU(1, 500, chrono=t_max, dtype=torch.float64)
+    torch.manual_seed(5)
+    theirs = GRU(1, 500, dtype=torch.float64)
+    for gate in "rn":
+        drawn = gate_rows(theirs.bias_ih_l0, gate, "rzn")
+        assert torch.equal(gate_rows(ours.bias_ih_l0, gate, "rzn"), drawn)
     with torch.no_grad():
         for name, value in ours.named_parameters():
             if "weight" in name:

@@ -29,6 +29,7 @@ from tests.drop_in import (
     every_family,
     every_impl,
     every_shape,
+    every_state,
     everything,
     listed,
     make,
@@ -123,7 +124,7 @@ def test_a_packed_sequence_ends_where_it_alone_would_end(family):
 
 @every_impl
 @every_family
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, n) for n in (5, 6, 7, 9)]),
     layers=st.integers(1, 3),
@@ -350,8 +351,11 @@ def test_the_reference_runs_under_vmap(family):
 # --- compile, export, autocast ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", ["three layers in two directions", "batch first"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [("without bias in two directions", torch.float32), ("batch first", torch.bfloat16)],
+    ids=str,
+)
 @every_family
 def test_compile_takes_the_whole_graph_and_keeps_every_value(compiler, family, shape, dtype):
     ours = make(family, **SHAPES[shape], dtype=dtype)
@@ -379,16 +383,16 @@ def test_compile_does_not_unroll_time(compiler, family):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's, at a break
 @every_impl
-@every_family
+@every_state
 def test_compile_trains_with_dropout_and_packing(compiler, family, impl):
     projection = {"proj_size": 2} if family is FAMILIES["LSTM"] else {}
     ours = make(family, 2, dropout=1.0, bias=False, impl=impl, **projection)
     compiled = torch.compile(ours, backend="aot_eager")
-    for x in (draw(ours, steps=3)[0], sequences([2, 3, 1])):
+    for x in (draw(ours, steps=2)[0], sequences([1, 2])):
         assert_close(everything(compiled, x), everything(ours, x), 1e-6)
 
 
-@every_family
+@every_state
 def test_the_compiled_reference_is_the_reference(compiler, family):
     ours = make(family, 2, bidirectional=True, impl="reference")
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -419,7 +423,7 @@ def test_the_operator_declares_what_it_does(family, packed):
 
 @pytest.mark.parametrize("strict", [False, True])
 @every_impl
-@every_family
+@every_state
 def test_export_keeps_parameters_and_needs_no_gatelib(family, impl, strict):
     ours = make(family, 2, bidirectional=True, impl=impl).eval()
     x, hx = draw(ours, steps=3)
@@ -458,7 +462,7 @@ def test_autocast_takes_an_input_already_cast(family):
 
 
 @every_impl
-@every_family
+@every_state
 def test_autocast_compiled_is_autocast_eager(compiler, family, impl):
     ours = make(family, impl=impl)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -688,7 +692,7 @@ def test_every_device_gives_torchs_values(family, options, impl, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@every_family
+@every_state
 def test_every_device_compiles_and_has_second_derivatives_by_the_reference(
     compiler, family, device
 ):
