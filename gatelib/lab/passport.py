@@ -147,7 +147,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
         if not _moves_nothing(func):
-            self.bytes += _bytes((args, kwargs)) + _bytes(result)
+            self.bytes += _bytes(result) if _fills(func) else _bytes((args, kwargs, result))
         return result
 
     @property
@@ -185,6 +185,23 @@ EMPTY = {
 def _moves_nothing(func: Any) -> bool:
     """Is this a view, or memory that nobody wrote yet?"""
     return func.is_view or func._overloadpacket.__name__ in EMPTY
+
+
+FILLS = {
+    "fill_",
+    "full_like",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones_like",
+    "zero_",
+    "zeros_like",
+}
+
+
+def _fills(func: Any) -> bool:
+    """Does this write a constant, and look at no more of its operand than the shape?"""
+    return func._overloadpacket.__name__ in FILLS
 
 
 @contextmanager
