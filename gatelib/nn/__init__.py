@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gatelib.nn.depth import Deep, Dense, Residual, StochasticDepth
     from gatelib.nn.gate import FeatureGate, Gate, interpolate
     from gatelib.nn.gru import GRU, GRUCell
     from gatelib.nn.lstm import LSTM, LSTMCell
@@ -28,6 +29,8 @@ __all__ = [
     "RNN",
     "AdditiveAttention",
     "Decoder",
+    "Deep",
+    "Dense",
     "DotAttention",
     "Encoder",
     "FeatureGate",
@@ -38,9 +41,11 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "Recurrent",
+    "Residual",
     "Seq2Seq",
     "SkipRNN",
     "Stack",
+    "StochasticDepth",
     "VariationalDropout",
     "init",
     "interpolate",
@@ -48,6 +53,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Deep": "depth",
+    "Dense": "depth",
+    "Residual": "depth",
+    "StochasticDepth": "depth",
     "FeatureGate": "gate",
     "Gate": "gate",
     "interpolate": "gate",

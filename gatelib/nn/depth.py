@@ -1,0 +1,385 @@
+"""Shortcuts around any module: residual, gated, stochastic and dense; and deep stacks of them.
+Imports torch, gatelib.nn.check and gatelib.nn.init.
+Must not import gatelib.reference, gatelib.lab or gatelib.data.
+"""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_sizes
+from gatelib.nn.init import check_forget_bias as check_number
+
+__all__ = ["Deep", "Dense", "Residual", "StochasticDepth"]
+
+BranchGate = Literal["rezero", "layerscale"]
+Connection = Literal["plain", "residual", "postactivation", "dense"]
+Activation = Literal["relu", "tanh", "identity"]
+Initialization = Literal["normal", "orthogonal"]
+
+STARTS = {"rezero": 0.0, "layerscale": 0.1}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "identity": nn.Identity,
+}
+CRITICAL = {"relu": math.sqrt(2), "tanh": 1.0, "identity": 1.0}
+"""The gain at which a plain net with zero biases neither shrinks nor grows its gradient."""
+
+
+class StochasticDepth(nn.Module):
+    """A random gate on a whole branch: y = g x, with one g for each example.
+
+    g is 1/(1 - p) with probability 1 - p and 0 otherwise, so that its mean is 1 and nothing is
+    left to do in a test. Identity after `eval()`.
+
+    Args:
+        p: probability of dropping the branch of an example, as in `torchvision.ops`' module of
+            this name with mode "row".
+
+    Shapes: x (B, ...) -> y of x's shape. noise (B,): uniform in [0, 1), a branch is kept where it
+    is below 1 - p; given, it is the noise used, in training or not.
+
+    Raises: TypeError or ValueError naming the argument that is wrong.
+    Source: Huang et al. 2016, arXiv:1603.09382, equations 2 and 5, scaled in training instead.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        check_dropout(p, "p")
+        self.p = float(p)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Gate a batch of branches."""
+        if noise is None and not (self.training and self.p > 0):
+            return x
+        if x.dim() == 0:
+            raise ValueError("x: expected at least 1 dimension, the batch, got a number")
+        if noise is None:
+            noise = torch.rand(x.shape[0], device=x.device)
+        elif tuple(noise.shape) != (x.shape[0],):
+            raise ValueError(f"noise: expected shape ({x.shape[0]},), got {tuple(noise.shape)}")
+        keep = 1 - self.p
+        gate = (noise < keep).to(x.dtype) / (keep or 1.0)
+        return x * gate.reshape(-1, *[1] * (x.dim() - 1))
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"p={self.p}"
+
+
+class Residual(nn.Module):
+    """A shortcut around any module: y = φ(s(x) + g α f(x)).
+
+    Args:
+        block: f, any module. If it returns a tuple, as a recurrent layer does, the shortcut goes
+            round the first entry and the others are passed on.
+        gate: α, a learned gate on the branch. None for 1; "rezero" for one number that starts at 0
+            (ReZero; SkipInit is the same gate); "layerscale" for one number a feature; or a module
+            that maps x to a gate which broadcasts to f(x), such as `gatelib.nn.Gate`.
+        features: how many numbers a "layerscale" has; needed there and nowhere else.
+        dim: which dimension of f(x) holds the features; 1 for images (B, C, H, W).
+        initial: where α starts; None for 0 ("rezero") or 0.1 ("layerscale"; its authors go down to
+            1e-6 for deeper nets).
+        drop: probability that g, drawn for each example, shuts the branch; see `StochasticDepth`.
+        shortcut: s, a module where f changes the shape; None for the identity.
+        activation: φ, a module on the sum; None for none. With a ReLU here, as in the first
+            residual nets, the shortcut is no longer the identity.
+        device, dtype: of α.
+
+    Shapes: x (B, ...) -> y of f(x)'s shape, which must be s(x)'s: nothing is broadcast. Further
+    arguments of `forward` go to `block`.
+
+    Raises: TypeError or ValueError naming the argument that is wrong; also if `block` changed x in
+    place (`nn.ReLU(inplace=True)` as its first layer), for the shortcut would carry the change.
+
+    Source: He et al. 2016, arXiv:1603.05027, equation 5; ReZero, Bachlechner et al. 2021,
+    arXiv:2003.04887, equation 1; SkipInit, De & Smith 2020, arXiv:2002.10444; LayerScale, Touvron
+    et al. 2021, arXiv:2103.17239; stochastic depth, Huang et al. 2016, arXiv:1603.09382.
+    """
+
+    alpha: Tensor | None
+
+    def __init__(
+        self,
+        block: nn.Module,
+        gate: BranchGate | nn.Module | None = None,
+        *,
+        features: int | None = None,
+        dim: int = -1,
+        initial: float | None = None,
+        drop: float = 0.0,
+        shortcut: nn.Module | None = None,
+        activation: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_modules(block, shortcut, activation)
+        _check_gate(gate, features, initial)
+        check_dropout(drop, "drop")
+        check_dtype(dtype)
+        self.block, self.shortcut, self.activation = block, shortcut, activation
+        self.gate = gate if isinstance(gate, nn.Module) else None
+        self.drop = StochasticDepth(drop)
+        self.dim = dim
+        self.initial = STARTS.get(str(gate), 1.0) if initial is None else float(initial)
+        empty = torch.empty(features or 1, device=device, dtype=dtype)
+        self.alpha = nn.Parameter(empty) if isinstance(gate, str) else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """α as it starts; the modules inside are left alone."""
+        if self.alpha is not None:
+            nn.init.constant_(self.alpha, self.initial)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """s(x) + g α f(x); a tuple if `block` returns one."""
+        before = _version(x)
+        found = self.block(x, *args, **kwargs)
+        if _version(x) != before:
+            raise ValueError("block: expected it to leave x as it is, it changed x in place")
+        branch, *rest = found if isinstance(found, tuple) else (found,)
+        skip = x if self.shortcut is None else self.shortcut(x)
+        if branch.shape != skip.shape:
+            raise ValueError(
+                f"block: expected an output of shape {tuple(skip.shape)} as the shortcut, "
+                f"got {tuple(branch.shape)}"
+            )
+        if self.gate is not None:
+            branch = self.gate(x) * branch
+        y = skip + self.drop(self._scaled(branch))
+        y = y if self.activation is None else self.activation(y)
+        return (y, *rest) if isinstance(found, tuple) else y
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        """α f(x), α along its own dimension."""
+        if self.alpha is None:
+            return branch
+        if self.alpha.numel() == 1 or self.dim in (-1, branch.dim() - 1):
+            return self.alpha * branch
+        shape = [1] * branch.dim()
+        shape[self.dim] = -1
+        return self.alpha.reshape(shape) * branch
+
+    def extra_repr(self) -> str:
+        """The arguments that aren't modules."""
+        if self.alpha is None:
+            return ""
+        return f"alpha=({self.alpha.numel()},), initial={self.initial}"
+
+
+class Dense(nn.Module):
+    """Appends what a module finds to what it read: y = [x, f(x)].
+
+    Args:
+        block: f, any module whose output differs from x in dimension `dim` alone.
+        dim: the dimension of the features.
+
+    Shapes: x (..., D) -> y (..., D + G), where f(x) is (..., G).
+    Source: Huang et al. 2017, arXiv:1608.06993, equation 2.
+    """
+
+    def __init__(self, block: nn.Module, *, dim: int = -1) -> None:
+        super().__init__()
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"block: expected a module, got {type(block).__name__}")
+        self.block, self.dim = block, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, and f(x) behind it."""
+        before = _version(x)
+        found = self.block(x)
+        if _version(x) != before:
+            raise ValueError("block: expected it to leave x as it is, it changed x in place")
+        return torch.cat([x, found], self.dim)
+
+
+class Deep(nn.Module):
+    """Layers of one matrix each, W φ(x) + b, with one kind of connection between them.
+
+    Args:
+        size: D, features of the input, and of the output unless it is dense.
+        depth: L, the number of layers.
+        connection: "plain", x' = a; "residual", x' = x + g α a; "postactivation",
+            x' = φ(x + W x + b); "dense", x' = [x, a].
+        activation: φ.
+        growth: features that each dense layer adds; None for `size`.
+        gate, drop: of a residual connection, as in `Residual`; `drop` is one probability, or one
+            for each layer.
+        tied: whether all layers share one matrix and bias. Their gates are their own.
+        initialization: "normal", of standard deviation gain/√inputs, or "orthogonal" times gain.
+        gain: None for the critical gain, √2 for a ReLU and 1 for the others; divided by √L where a
+            residual branch has no gate, or the stream's variance would double with every layer.
+        bias, device, dtype: as in `torch.nn.Linear`; biases start at 0.
+
+    Shapes: x (..., D) -> (..., D), dense (..., D + L·growth). The output is a preactivation but for
+    "postactivation", as in He et al. 2016, arXiv:1603.05027: who reads it applies φ first.
+    Attributes: output_size; layers, an `nn.ModuleList` of the L layers.
+
+    Raises: TypeError or ValueError naming the argument that is wrong.
+    Source of the critical gains: Schoenholz et al. 2017, arXiv:1611.01232; He et al. 2015,
+    arXiv:1502.01852.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        depth: int,
+        connection: Connection = "residual",
+        *,
+        activation: Activation = "relu",
+        growth: int | None = None,
+        gate: BranchGate | None = None,
+        drop: float | tuple[float, ...] = 0.0,
+        tied: bool = False,
+        initialization: Initialization = "normal",
+        gain: float | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(size=size, depth=depth)
+        check_flags(tied=tied, bias=bias)
+        check_dtype(dtype)
+        _check_names(connection, activation, initialization)
+        self.connection, self.activation, self.tied = connection, activation, tied
+        self.initialization = initialization
+        drops = _drops(drop, depth)
+        _check_connection(connection, growth, gate, drops, tied)
+        if growth is not None:
+            check_sizes(growth=growth)
+        added = (growth or size) if connection == "dense" else 0
+        self.output_size = size + depth * added
+        self.gain = _gain(gain, activation, connection, gate, depth)
+        options = {"bias": bias, "device": device, "dtype": dtype}
+        widths = [size + layer * added for layer in range(1 if tied else depth)]
+        matrices = [nn.Linear(width, added or size, **options) for width in widths]  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(
+            self._layer(matrices[0 if tied else layer], gate, drops[layer], size)
+            for layer in range(depth)
+        )
+        self.reset_parameters()
+
+    def _layer(
+        self, matrix: nn.Linear, gate: BranchGate | None, drop: float, size: int
+    ) -> nn.Module:
+        phi = ACTIVATIONS[self.activation]
+        if self.connection == "postactivation":
+            return Residual(matrix, activation=phi())
+        branch = nn.Sequential(phi(), matrix)
+        if self.connection == "plain":
+            return branch
+        if self.connection == "dense":
+            return Dense(branch)
+        features = size if gate == "layerscale" else None
+        like = {"device": matrix.weight.device, "dtype": matrix.weight.dtype}
+        return Residual(branch, gate, features=features, drop=drop, **like)  # type: ignore[arg-type]
+
+    def matrices(self) -> list[nn.Linear]:
+        """The linear map of each layer; L times the same one where they are tied."""
+        return [m for layer in self.layers for m in layer.modules() if isinstance(m, nn.Linear)]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Matrices by `initialization` and `gain`, biases 0, gates as they start."""
+        for matrix in dict.fromkeys(self.matrices()):
+            if self.initialization == "orthogonal":
+                nn.init.orthogonal_(matrix.weight, self.gain)
+            else:
+                nn.init.normal_(matrix.weight, std=self.gain / math.sqrt(matrix.in_features))
+            if matrix.bias is not None:
+                nn.init.zeros_(matrix.bias)
+        for layer in self.layers:
+            if isinstance(layer, Residual):
+                layer.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all layers."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def states(self, x: Tensor) -> list[Tensor]:
+        """x before the first layer and behind each: L + 1 tensors."""
+        found = [x]
+        for layer in self.layers:
+            found.append(layer(found[-1]))
+        return found
+
+    def extra_repr(self) -> str:
+        """The arguments that the layers don't show."""
+        return f"{self.connection}, {self.activation}, gain={self.gain:.4g}, tied={self.tied}"
+
+
+def _version(x: Any) -> int:
+    """How often x was changed in place; 0 where nobody counts."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
+        return 0
+    return int(x._version)
+
+
+def _check_modules(block: object, shortcut: object, activation: object) -> None:
+    if not isinstance(block, nn.Module):
+        raise TypeError(f"block: expected a module, got {type(block).__name__}")
+    for name, module in {"shortcut": shortcut, "activation": activation}.items():
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(f"{name}: expected a module or None, got {type(module).__name__}")
+
+
+def _check_names(connection: str, activation: str, initialization: str) -> None:
+    for name, value, kinds in (
+        ("connection", connection, Connection),
+        ("activation", activation, Activation),
+        ("initialization", initialization, Initialization),
+    ):
+        if value not in get_args(kinds):
+            raise ValueError(f"{name}: expected one of {get_args(kinds)}, got {value!r}")
+
+
+def _check_gate(gate: object, features: object, initial: object) -> None:
+    if gate is not None and not isinstance(gate, nn.Module) and gate not in get_args(BranchGate):
+        expected = ", ".join(map(repr, get_args(BranchGate)))
+        raise ValueError(f"gate: expected None, {expected} or a module, got {gate!r}")
+    if gate == "layerscale":
+        check_sizes(features=features)
+    elif features is not None:
+        raise ValueError(f"features: expected None unless gate is 'layerscale', got {features!r}")
+    if initial is not None:
+        if not isinstance(gate, str):
+            raise ValueError(f"initial: expected None where gate is no name, got {initial!r}")
+        check_number(initial, "initial")
+
+
+def _drops(drop: float | tuple[float, ...], depth: int) -> tuple[float, ...]:
+    drops = drop if isinstance(drop, tuple) else (drop,) * depth
+    if len(drops) != depth:
+        raise ValueError(f"drop: expected {depth} probabilities, one a layer, got {len(drops)}")
+    for p in drops:
+        check_dropout(p, "drop")
+    return drops
+
+
+def _check_connection(
+    connection: str, growth: object, gate: object, drops: tuple[float, ...], tied: bool
+) -> None:
+    if connection != "dense" and growth is not None:
+        raise ValueError(f"growth: expected None for {connection!r}, got {growth!r}")
+    if connection != "residual" and (gate is not None or any(drops)):
+        name, value = ("gate", gate) if gate is not None else ("drop", max(drops))
+        raise ValueError(f"{name}: expected none for connection {connection!r}, got {value!r}")
+    if gate is not None and gate not in get_args(BranchGate):
+        raise ValueError(f"gate: expected None or one of {get_args(BranchGate)}, got {gate!r}")
+    if connection == "dense" and tied:
+        raise ValueError("tied: expected False for 'dense', whose matrices have different shapes")
+
+
+def _gain(gain: float | None, activation: str, connection: str, gate: object, depth: int) -> float:
+    if gain is not None:
+        check_number(gain, "gain")
+        return float(gain)
+    unscaled = connection in ("plain", "dense") or gate is not None
+    return CRITICAL[activation] / (1.0 if unscaled else math.sqrt(depth))
