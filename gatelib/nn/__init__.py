@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gatelib.nn.depth import Deep, Dense, Residual, StochasticDepth
     from gatelib.nn.gate import FeatureGate, Gate, interpolate
     from gatelib.nn.gru import GRU, GRUCell
+    from gatelib.nn.highway import GTrXLGate, Highway, RecurrentHighway
     from gatelib.nn.lstm import LSTM, LSTMCell
     from gatelib.nn.recurrent import Recurrent
     from gatelib.nn.rnn import RNN, Jordan, RNNCell, SkipRNN
@@ -36,11 +37,14 @@ __all__ = [
     "FeatureGate",
     "FixedContext",
     "GRUCell",
+    "GTrXLGate",
     "Gate",
+    "Highway",
     "Jordan",
     "LSTMCell",
     "RNNCell",
     "Recurrent",
+    "RecurrentHighway",
     "Residual",
     "Seq2Seq",
     "SkipRNN",
@@ -62,6 +66,9 @@ _HOMES = {
     "interpolate": "gate",
     "GRU": "gru",
     "GRUCell": "gru",
+    "GTrXLGate": "highway",
+    "Highway": "highway",
+    "RecurrentHighway": "highway",
     "LSTM": "lstm",
     "LSTMCell": "lstm",
     "Recurrent": "recurrent",

@@ -7,7 +7,7 @@ Must not import gatelib.reference, gatelib.lab or gatelib.data.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -101,7 +101,7 @@ class Recurrent(nn.Module):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_dropout(dropout)
-        _check_impl(impl)
+        check_impl(impl)
         self.spec, self.cell = spec, cell(spec)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
@@ -241,37 +241,22 @@ class Recurrent(nn.Module):
         """One direction of one layer."""
         weights = self._weights(suffix)
         vectors = [getattr(self, name + suffix) for name in self.cell.vectors]
-        state_type, output_type = initial[0].dtype, _output_type(x)
+        state_type, rounded = initial[0].dtype, output_type(x)
         vectors = [v.to(state_type) for v in vectors]
-        if self._takes_reference([x, *weights, *vectors, *initial]):
+        if takes_reference(self.impl, [x, *weights, *vectors, *initial]):
             y, last = kernel.unrolled(self.cell, x, weights, vectors, initial, mask)
         else:
             w, u, b_ih, b_hh = (None if v is None else v.to(state_type) for v in weights)
             assert w is not None and u is not None
             x = x.to(state_type)
             y, last = kernel.fused(self.cell, x, (w, u, b_ih, b_hh), vectors, initial, mask)
-        return y.to(output_type), last
+        return y.to(rounded), last
 
     def _weights(self, suffix: str) -> kernel.Weights:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         w, u, b_ih, b_hh = (getattr(self, name + suffix, None) for name in names)
         assert w is not None and u is not None
         return w, u, b_ih, b_hh
-
-    def _takes_reference(self, tensors: list[Tensor | None]) -> bool:
-        """On request, or where "auto" may choose and the operator can't be differentiated."""
-        if self.impl == "reference" or torch.compiler.is_compiling():
-            return self.impl == "reference"
-        transformed = peek_interpreter_stack() is not None
-        if self.impl == "fused" and transformed:
-            raise ValueError(
-                "impl: expected 'auto' or 'reference' inside torch.func's transforms (grad, vmap, "
-                "jvp), got 'fused', whose operator they don't know"
-            )
-        if self.impl == "fused":
-            return False
-        given = (t for t in tensors if t is not None)
-        return transformed or any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
 
     def _initial_states(self, given: Mapping[str, Tensor] | None, batch: int) -> dict[str, Tensor]:
         """The initial state by name, checked, in the type of the states."""
@@ -302,7 +287,23 @@ class Recurrent(nn.Module):
         return ", ".join(parts)
 
 
-def _output_type(x: Tensor) -> torch.dtype:
+def takes_reference(impl: Impl, tensors: Sequence[Tensor | None]) -> bool:
+    """On request, or where "auto" may choose and the operator can't be differentiated."""
+    if impl == "reference" or torch.compiler.is_compiling():
+        return impl == "reference"
+    transformed = peek_interpreter_stack() is not None
+    if impl == "fused" and transformed:
+        raise ValueError(
+            "impl: expected 'auto' or 'reference' inside torch.func's transforms (grad, vmap, "
+            "jvp), got 'fused', whose operator they don't know"
+        )
+    if impl == "fused":
+        return False
+    given = (t for t in tensors if t is not None)
+    return transformed or any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
+
+
+def output_type(x: Tensor) -> torch.dtype:
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -318,7 +319,7 @@ def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, source.unsqueeze(-1).expand(x.shape))
 
 
-def _check_impl(impl: object) -> None:
+def check_impl(impl: object) -> None:
     if impl not in ("auto", "fused", "reference"):
         raise ValueError(f"impl: expected 'auto', 'fused' or 'reference', got {impl!r}")
 

@@ -1,0 +1,326 @@
+"""Gates over depth as torch layers: Highway, the gate of GTrXL, and RecurrentHighway.
+Imports torch, gatelib.kernels.highway, gatelib.nn.check and gatelib.nn.recurrent.
+Must not import gatelib.reference, gatelib.lab or gatelib.data.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatelib.kernels import highway as kernel
+from gatelib.nn.check import check_dtype, check_flags, check_input, check_like, check_sizes
+from gatelib.nn.recurrent import LOW_PRECISION, Impl, check_impl, output_type, takes_reference
+
+__all__ = ["GTrXLGate", "Highway", "RecurrentHighway"]
+
+
+class Highway(nn.Module):
+    """A stack of highway layers: each mixes its input with a transform of it.
+
+        h = activation(W_h x + b_h)
+        t = sigmoid(W_t x + b_t)
+        y = t * h + (1 - t) * x          (coupled)
+        y = t * h + sigmoid(W_c x + b_c) * x
+
+    Parameters, with L layers and G = 2 blocks of rows (3 where not coupled), in the order h, t, c:
+    `weight` (L, G*D, D) and `bias` (L, G*D). One product a layer computes all blocks. Other
+    libraries call the carry gate "the gate", or pack it first: see `gate_rows` in
+    `gatelib.nn.init` before you load weights from elsewhere.
+
+    Args:
+        features: D, of input and output alike.
+        layers: L.
+        activation: of the transform: "relu", "tanh", "sigmoid" or "identity".
+        bias: initial bias of the transform gate, in units of its preactivation. The paper starts
+            between -1 and -4, the lower the deeper: at first a layer changes about sigmoid(bias)
+            of its input. A carry gate of its own starts at minus this.
+        coupled: whether the carry gate is one minus the transform gate.
+        impl: "reference" is the plain loop under autograd, which saves about 4 values a unit and
+            layer. "fused" is one operator that saves 2 and computes the gates again in the
+            backward pass. "auto" is fused, and reference in forward-mode differentiation and
+            inside torch.func's transforms.
+        device: where the parameters live.
+        dtype: their floating-point type.
+
+    Where parameters or autocast are of lower precision the stream from layer to layer is float32,
+    and the output is rounded once. Second derivatives work through every impl.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. 2 and 3.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 1,
+        activation: str = "relu",
+        bias: float = -1.0,
+        coupled: bool = True,
+        *,
+        impl: Impl = "auto",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(features=features, layers=layers)
+        check_flags(coupled=coupled)
+        check_dtype(dtype)
+        check_impl(impl)
+        check_bias(bias)
+        if activation not in kernel.ACTIVATIONS:
+            known = sorted(kernel.ACTIVATIONS)
+            raise ValueError(f"activation: expected one of {known}, got {activation!r}")
+        self.features, self.layers, self.activation = features, layers, activation
+        self.initial_bias, self.coupled, self.impl = float(bias), coupled, impl
+        rows = (2 if coupled else 3) * features
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(layers, rows, features, **options))
+        self.bias = nn.Parameter(torch.empty(layers, rows, **options))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights and transform biases from U(-1/sqrt(D), 1/sqrt(D)); gate biases as asked."""
+        bound = 1 / math.sqrt(self.features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+        gates = self.bias.data[:, self.features :]
+        gates[:, : self.features] = self.initial_bias
+        gates[:, self.features :] = -self.initial_bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pass (..., D) through all layers; the result has the same shape.
+
+        Raises:
+            TypeError: the input is no tensor or of another dtype than the parameters.
+            ValueError: its features or device don't fit.
+        """
+        _check_features("input", input, self.features, self.weight)
+        dtype, result = _stream_type(self.weight), output_type(input)
+        x = input.reshape(-1, self.features).to(dtype)
+        options = self.activation, self.coupled
+        if takes_reference(self.impl, [x, self.weight, self.bias]):
+            y = kernel.plain(x, self.weight, self.bias, *options)
+        else:
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            y = kernel.fused(x.contiguous(), weight, bias, *options)
+        return y.reshape(input.shape).to(result)
+
+    def values(self, input: Tensor) -> dict[str, Tensor]:
+        """What every layer does, layer by layer: to look at, differentiable.
+
+        Returns:
+            `x` (what the layer received), `h`, `t`, `c` and `y`, each (L, ..., D).
+        """
+        _check_features("input", input, self.features, self.weight)
+        x, found = input, []
+        for weight, bias in zip(self.weight, self.bias, strict=True):
+            a_h, *a = F.linear(x, weight, bias).chunk(2 if self.coupled else 3, -1)
+            h, t = kernel.ACTIVATIONS[self.activation](a_h), torch.sigmoid(a[0])
+            c = 1 - t if self.coupled else torch.sigmoid(a[1])
+            found.append({"x": x, "h": h, "t": t, "c": c, "y": t * h + c * x})
+            x = found[-1]["y"]
+        return {name: torch.stack([layer[name] for layer in found]) for name in found[0]}
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        text = f"{self.features}, layers={self.layers}, activation={self.activation!r}"
+        return f"{text}, bias={self.initial_bias:g}, coupled={self.coupled}, impl={self.impl!r}"
+
+
+class GTrXLGate(nn.Module):
+    """The gate of GRU type that takes the place of `x + y` around a sublayer.
+
+        r = sigmoid(W_r y + U_r x)
+        z = sigmoid(W_z y + U_z x - b)
+        h = tanh(W_h y + U_h (r * x))
+        g = (1 - z) * x + z * h
+
+    x is the residual stream, y the sublayer's output: a GRU over depth, with the stream as its
+    state. Parameters: `weight_y` and `weight_x` (3*D, D), blocks of rows in the order r, z, h, and
+    `bias` (D,), which is learned.
+
+    Args:
+        features: D.
+        bias: where b starts. At 2 a gate starts at about sigmoid(-2) = 0.12, near the identity.
+        device: where the parameters live.
+        dtype: their floating-point type.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Source: Parisotto et al. 2019, arXiv:1910.06764, gating of GRU type; the paper sets b to 2.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        bias: float = 2.0,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(features=features)
+        check_dtype(dtype)
+        check_bias(bias)
+        self.features, self.initial_bias = features, float(bias)
+        options = {"device": device, "dtype": dtype}
+        self.weight_y = nn.Parameter(torch.empty(3 * features, features, **options))
+        self.weight_x = nn.Parameter(torch.empty(3 * features, features, **options))
+        self.bias = nn.Parameter(torch.empty(features, **options))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights from U(-1/sqrt(D), 1/sqrt(D)); the bias as asked."""
+        bound = 1 / math.sqrt(self.features)
+        nn.init.uniform_(self.weight_y, -bound, bound)
+        nn.init.uniform_(self.weight_x, -bound, bound)
+        nn.init.constant_(self.bias, self.initial_bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gated stream (..., D), from the stream x and the sublayer's output y, (..., D) each.
+
+        The stream comes first. Raises TypeError for a dtype, ValueError for a shape or a device
+        that doesn't fit.
+        """
+        _check_features("x", x, self.features, self.weight_x)
+        _check_features("y", y, self.features, self.weight_y)
+        if x.shape != y.shape:
+            raise ValueError(f"y: expected x's shape {tuple(x.shape)}, got {tuple(y.shape)}")
+        size = 2 * self.features
+        from_y, gates = F.linear(y, self.weight_y), F.linear(x, self.weight_x[:size])
+        r, z = (from_y[..., :size] + gates).chunk(2, -1)
+        r, z = torch.sigmoid(r), torch.sigmoid(z - self.bias)
+        h = torch.tanh(from_y[..., size:] + F.linear(r * x, self.weight_x[size:]))
+        return (1 - z) * x + z * h
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.features}, bias={self.initial_bias:g}"
+
+
+class RecurrentHighway(nn.Module):
+    """A recurrent net whose step from one time to the next is a stack of highway layers.
+
+        n = tanh(W_n x [first layer only] + R_n s + b_n)
+        t = sigmoid(W_t x [first layer only] + R_t s + b_t)
+        s = t * n + (1 - t) * s          (coupled; else a carry gate c like t)
+
+    At depth 1 it is `gatelib.nn.Recurrent` of the Spec RECURRENT_HIGHWAY. Parameters, with depth
+    L and blocks of rows n, t, c: `weight_ih` (G*H, D), `weight_hh` (L, G*H, H), `bias` (L, G*H).
+
+    Args:
+        input_size: features D of the input.
+        hidden_size: features H of the state.
+        depth: L, highway layers in each time step.
+        bias: initial bias of the transform gates; a carry gate of its own starts at minus this.
+        coupled: whether the carry gate is one minus the transform gate.
+        device: where the parameters live.
+        dtype: their floating-point type.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Source: Zilly et al. 2016, arXiv:1607.03474, section 4.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        depth: int = 1,
+        bias: float = -2.0,
+        coupled: bool = True,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size, depth=depth)
+        check_flags(coupled=coupled)
+        check_dtype(dtype)
+        check_bias(bias)
+        self.input_size, self.hidden_size, self.depth = input_size, hidden_size, depth
+        self.initial_bias, self.coupled = float(bias), coupled
+        rows, options = (2 if coupled else 3) * hidden_size, {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **options))
+        self.weight_hh = nn.Parameter(torch.empty(depth, rows, hidden_size, **options))
+        self.bias = nn.Parameter(torch.empty(depth, rows, **options))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights and candidate biases from U(-1/sqrt(H), 1/sqrt(H)); gate biases as asked."""
+        bound, size = 1 / math.sqrt(self.hidden_size), self.hidden_size
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+        self.bias.data[:, size : 2 * size] = self.initial_bias
+        self.bias.data[:, 2 * size :] = -self.initial_bias
+
+    def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run over (B, T, D) from a state (B, H), zeros if None: (B, T, H) and the last state.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: a shape or device doesn't fit.
+        """
+        check_input("input", input, (3,), self.input_size, self.weight_ih)
+        s = self._initial(input, initial_state)
+        first, outputs = F.linear(input, self.weight_ih, self.bias[0]), []
+        for t in range(input.shape[1]):
+            for layer in range(self.depth):
+                bias = None if layer == 0 else self.bias[layer]
+                a = F.linear(s, self.weight_hh[layer], bias)
+                s = self._micro_step(a + first[:, t] if layer == 0 else a, s)
+            outputs.append(s)
+        empty = s.new_zeros(s.shape[0], 0, s.shape[1])
+        return torch.stack(outputs, 1) if outputs else empty, s
+
+    def _micro_step(self, packed: Tensor, s: Tensor) -> Tensor:
+        a_n, *a = packed.chunk(2 if self.coupled else 3, -1)
+        n, t = torch.tanh(a_n), torch.sigmoid(a[0])
+        return t * n + (1 - t if self.coupled else torch.sigmoid(a[1])) * s
+
+    def _initial(self, input: Tensor, given: Tensor | None) -> Tensor:
+        shape = (input.shape[0], self.hidden_size)
+        if given is None:
+            return input.new_zeros(shape)
+        if not isinstance(given, Tensor):
+            raise TypeError(f"initial_state: expected a tensor, got {type(given).__name__}")
+        if tuple(given.shape) != shape:
+            raise ValueError(f"initial_state: expected shape {shape}, got {tuple(given.shape)}")
+        check_like("initial_state", given, self.weight_hh, "weights")
+        return given
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        text = f"{self.input_size}, {self.hidden_size}, depth={self.depth}"
+        return f"{text}, bias={self.initial_bias:g}, coupled={self.coupled}"
+
+
+def check_bias(bias: object) -> None:
+    """It must be a finite real number."""
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        raise TypeError(f"bias: expected a real number, got {type(bias).__name__}")
+    if not math.isfinite(bias):
+        raise ValueError(f"bias: expected a finite number, got {bias}")
+
+
+def _stream_type(weight: Tensor) -> torch.dtype:
+    return torch.float32 if weight.dtype in LOW_PRECISION else weight.dtype
+
+
+def _check_features(name: str, value: object, size: int, weight: Tensor) -> None:
+    """It must be a tensor (..., size) of the weights' type."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dim() < 1 or value.size(-1) != size:
+        raise ValueError(f"{name}: expected (..., {size}), got shape {tuple(value.shape)}")
+    check_like(name, value, weight, "weights")

@@ -1,0 +1,421 @@
+"""The witnesses of gates over depth agree: equations, NumPy by hand, torch by autograd, fused."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelib.equations import gru, lstm
+from gatelib.equations import highway as equations
+from gatelib.kernels import highway as kernel
+from gatelib.lab.layered import symbolic_gtrxl, symbolic_layers, symbolic_micro_steps
+from gatelib.nn import GTrXLGate, Highway, Recurrent, RecurrentHighway
+from gatelib.reference import highway as reference
+
+KINDS = [(a, c) for a in equations.ACTIVATIONS for c in (True, False)]
+
+
+def problem(N=4, D=5, L=3, coupled=True, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    weights = reference.initialize(rng, D, L, coupled=coupled)
+    return scale * rng.normal(size=(N, D)), weights, rng.normal(size=(N, D))
+
+
+def by_hand(x, weights, dy, activation="relu", coupled=True):
+    y, saved = reference.forward(x, weights, activation, coupled)
+    return {"y": y} | {f"d_{k}": v for k, v in reference.backward(dy, saved).items()}
+
+
+def by_torch(x, weights, dy, activation="relu", coupled=True, impl="auto"):
+    layers, _, size = weights["W"].shape
+    module = Highway(size, layers, activation, coupled=coupled, impl=impl, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor(weights["W"]))
+        module.bias.copy_(torch.tensor(weights["b"]))
+    inputs = torch.tensor(x, requires_grad=True)
+    y = module(inputs)
+    (y * torch.tensor(dy)).sum().backward()
+    found = {"y": y, "d_x": inputs.grad, "d_W": module.weight.grad, "d_b": module.bias.grad}
+    return {k: v.detach().numpy() for k, v in found.items()}
+
+
+def assert_agree(found, expected, bound=1e-10):
+    assert set(found) == set(expected)
+    for key in sorted(found):
+        error = np.abs(found[key] - expected[key]).max(initial=0.0)
+        assert error <= bound, f"{key}: {error:.1e}"
+
+
+# --- the stack --------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    shape=st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 4)),
+    scale=st.sampled_from([0.0, 1.0, 50.0]),
+    seed=st.integers(0, 99),
+)
+def test_four_witnesses_agree_for_any_shape_and_size(kind, shape, scale, seed):
+    x, weights, dy = problem(*shape, kind[1], seed, scale)
+    derived = symbolic_layers(equations.layer(*kind), x, weights, dy)
+    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in derived.values()))
+    assert_agree(by_hand(x, weights, dy, *kind), derived, bound)
+    assert_agree(by_torch(x, weights, dy, *kind, impl="reference"), derived, bound)
+    assert_agree(by_torch(x, weights, dy, *kind, impl="fused"), derived, bound)
+
+
+@pytest.mark.parametrize("gate", [-50.0, 50.0])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_gates_far_out_are_open_or_shut_and_everything_stays_finite(gate, coupled):
+    x, weights, dy = problem(coupled=coupled)
+    weights["b"][:, 5:10] = gate
+    weights["b"][:, 10:] = -gate
+    found = by_torch(x, weights, dy, coupled=coupled, impl="fused")
+    assert_agree(found, by_hand(x, weights, dy, coupled=coupled))
+    if gate < 0:
+        assert np.abs(found["y"] - x).max() < 1e-12
+        assert np.abs(found["d_x"] - dy).max() < 1e-12
+    else:
+        for W, b in zip(weights["W"], weights["b"], strict=True):
+            x = np.maximum(x @ W[:5].T + b[:5], 0)
+        assert np.abs(found["y"] - x).max() < 1e-12
+
+
+def test_the_fused_path_errs_no_more_than_the_plain_one_in_single_precision():
+    x, weights, dy = problem(32, 16, 20, seed=3)
+    exact = by_hand(x, weights, dy)
+    found = {}
+    for impl in ("reference", "fused"):
+        module = Highway(16, 20, impl=impl)
+        module.weight.data, module.bias.data = (torch.tensor(weights[k]).float() for k in "Wb")
+        inputs = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+        y = module(inputs)
+        (y * torch.tensor(dy).float()).sum().backward()
+        parts = {"y": y, "d_x": inputs.grad, "d_W": module.weight.grad, "d_b": module.bias.grad}
+        found[impl] = {k: v.detach().double().numpy() for k, v in parts.items()}
+    for key, truth in exact.items():
+        plain = np.abs(found["reference"][key] - truth).max()
+        budget = 2 * (plain + np.finfo(np.float32).eps * np.abs(truth).max())
+        assert np.abs(found["fused"][key] - truth).max() <= budget, key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_and_second_derivatives_of_the_operator_pass_gradcheck(kind):
+    x, weights, _ = problem(2, 2, 2, kind[1], seed=5)
+    inputs = [torch.tensor(v, requires_grad=True) for v in (x, weights["W"], weights["b"])]
+    assert torch.autograd.gradcheck(lambda *a: kernel.fused(*a, *kind), inputs)
+    assert torch.autograd.gradgradcheck(lambda *a: kernel.fused(*a, *kind), inputs)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    module, x = Highway(3, 2), torch.randn(4, 3)
+    module(x).sum().backward()
+    assert x.grad is None and module.weight.grad is not None
+    module.requires_grad_(False)
+    x.requires_grad_()
+    module(x).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad():
+        assert not module(x).requires_grad
+
+
+def test_expanded_and_strided_gradients_and_inputs_are_read_right():
+    module = Highway(4, 3, impl="fused", dtype=torch.float64)
+    plain = copy.deepcopy(module)
+    plain.impl = "reference"
+    base = torch.randn(4, 6, dtype=torch.float64)
+    found = []
+    for layer in (module, plain):
+        x = base.clone().requires_grad_()
+        layer(x.t()).sum().backward()
+        found.append((x.grad, layer.weight.grad))
+    for fused, expected in zip(*found, strict=True):
+        torch.testing.assert_close(fused, expected)
+
+
+def test_rows_do_not_leak_into_each_other():
+    module, x = Highway(4, 3), torch.randn(5, 4)
+    y = module(x)
+    x[2] = torch.nan
+    again = module(x)
+    rest = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(again[rest], y[rest]) and again[2].isnan().all()
+
+
+def saved_values(layer, x):
+    """Numbers that the graph holds on to, apart from weights and the input."""
+    sizes = {}
+
+    def keep(value):
+        storage = value.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes() // value.element_size()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        y = layer(x)
+    own = {v.untyped_storage().data_ptr() for v in (x, layer.weight, layer.bias)}
+    assert y.requires_grad
+    return sum(size for at, size in sizes.items() if at not in own)
+
+
+def test_the_fused_path_saves_at_most_two_values_a_unit_and_layer():
+    x = torch.randn(32, 16)
+    fused, plain = (saved_values(Highway(16, 10, impl=i), x) for i in ("fused", "reference"))
+    assert fused <= 2 * 32 * 16 * 10
+    assert fused <= 0.7 * plain
+
+
+def test_compile_and_export_see_one_operator():
+    module, x = Highway(4, 3), torch.randn(2, 5, 4)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), module(x))
+    assert sum("highway" in name for name in graphs[0]) == 1
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x), module(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_low_precision_keeps_the_stream_in_single_precision(impl):
+    torch.manual_seed(0)
+    module = Highway(8, 60, bias=-3.0, impl=impl)
+    x = torch.randn(16, 8)
+    exact = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = module(x)
+    low = copy.deepcopy(module).bfloat16()(x.bfloat16())
+    assert mixed.dtype == low.dtype == torch.bfloat16
+    assert (mixed.float() - exact).abs().max() < 0.05
+    assert (low.float() - exact).abs().max() < 0.05
+
+
+def test_transforms_of_functions_take_the_plain_path_and_fused_says_that_it_can_not():
+    module, x = Highway(3, 2), torch.randn(4, 3)
+    torch.testing.assert_close(torch.vmap(module)(x), module(x))
+    _, tangent = torch.func.jvp(module, (x,), (torch.ones_like(x),))
+    assert tangent.shape == x.shape
+    module.impl = "fused"
+    with pytest.raises(ValueError, match="impl: expected 'auto' or 'reference'"):
+        torch.vmap(module)(x)
+
+
+def test_values_are_those_of_the_forward_pass():
+    for coupled in (True, False):
+        module, x = Highway(3, 4, coupled=coupled), torch.randn(2, 5, 3)
+        values = module.values(x)
+        assert all(v.shape == (4, 2, 5, 3) for v in values.values())
+        torch.testing.assert_close(values["y"][-1], module(x))
+        torch.testing.assert_close(values["x"][1:], values["y"][:-1])
+
+
+def test_a_gate_starts_where_its_bias_says():
+    module = Highway(64, 2, bias=-3.0, coupled=False)
+    with torch.no_grad():
+        values = module.values(torch.zeros(1, 64))
+    assert abs(float(values["t"][0].mean()) - 1 / (1 + np.exp(3.0))) < 1e-6
+    assert abs(float(values["c"][0].mean()) - 1 / (1 + np.exp(-3.0))) < 1e-6
+
+
+# --- algebra ----------------------------------------------------------------------------------
+
+
+def test_open_gates_of_the_uncoupled_layer_tend_to_the_residual_layer():
+    assert equations.UNCOUPLED.limit(a_t=sp.oo, a_c=sp.oo).same_as(equations.RESIDUAL)
+
+
+def test_the_coupled_layer_tends_to_the_identity_and_to_the_plain_layer():
+    assert equations.HIGHWAY.limit(a_t=-sp.oo).compose()["y"] == sp.Symbol("x", real=True)
+    assert equations.HIGHWAY.limit(a_t=sp.oo).same_as(equations.PLAIN)
+
+
+def test_no_fixed_gate_makes_the_coupled_layer_residual():
+    t, h, x = sp.symbols("t h x", real=True)
+    y = t * h + (1 - t) * x
+    equal = sp.solve(sp.Poly(y - (h + x), h, x).coeffs(), t, dict=True)
+    assert equal == []
+
+
+def test_a_coupled_lstm_cell_is_a_highway_layer_turned_on_its_side():
+    cell = lstm.CIFG.compose()["c"]
+    names = {"c_prev": "x", "a_g": "a_h", "a_f": "a_t"}
+    turned = cell.subs({sp.Symbol(a, real=True): sp.Symbol(b, real=True) for a, b in names.items()})
+    a_t = sp.Symbol("a_t", real=True)
+    ours = equations.layer("tanh").compose()["y"]
+    assert sp.simplify(turned.subs(a_t, -a_t) - ours) == 0
+
+
+def test_the_gate_of_gtrxl_is_chungs_gru_over_depth():
+    names = {"h_prev": "x", "a_n": "a_h"}
+    renamed = {sp.Symbol(a, real=True): sp.Symbol(b, real=True) for a, b in names.items()}
+    gate = equations.GTRXL_RESET.subs(b=0), equations.GTRXL_WRITE
+    for theirs, ours in zip(gru.CHUNG, gate, strict=True):
+        found = theirs.compose().values()
+        for mine, other in zip(ours.compose().values(), found, strict=True):
+            assert sp.simplify(mine - other.subs(renamed)) == 0
+
+
+# --- GTrXL ------------------------------------------------------------------------------------
+
+
+def gtrxl_problem(N=4, D=5, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    x, y = scale * rng.normal(size=(N, D)), scale * rng.normal(size=(N, D))
+    return x, y, reference.initialize_gtrxl(rng, D), rng.normal(size=(N, D))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 4), st.integers(1, 5)),
+    scale=st.sampled_from([0.0, 1.0, 50.0]),
+    seed=st.integers(0, 99),
+)
+def test_three_witnesses_of_the_gtrxl_gate_agree(shape, scale, seed):
+    x, y, weights, dg = gtrxl_problem(*shape, seed, scale)
+    derived = symbolic_gtrxl(equations.GTRXL, x, y, weights, dg)
+    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in derived.values()))
+    g, saved = reference.forward_gtrxl(x, y, weights)
+    hand = {"g": g} | {f"d_{k}": v for k, v in reference.backward_gtrxl(dg, saved).items()}
+    assert_agree(hand, derived, bound)
+    layer = GTrXLGate(shape[1], dtype=torch.float64)
+    names = {"W_y": layer.weight_y, "W_x": layer.weight_x, "b": layer.bias}
+    for name, parameter in names.items():
+        parameter.data = torch.tensor(weights[name])
+    first, second = (torch.tensor(v, requires_grad=True) for v in (x, y))
+    out = layer(first, second)
+    (out * torch.tensor(dg)).sum().backward()
+    found = {"g": out, "d_x": first.grad, "d_y": second.grad}
+    found |= {f"d_{name}": parameter.grad for name, parameter in names.items()}
+    assert_agree({k: v.detach().numpy() for k, v in found.items()}, derived, bound)
+
+
+def test_the_gtrxl_gate_starts_near_the_identity():
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 16), torch.randn(64, 16)
+    with torch.no_grad():
+        moved = {b: GTrXLGate(16, bias=b)(x, y) - x for b in (0.0, 2.0, 40.0)}
+    gap = {b: float(change.abs().mean()) for b, change in moved.items()}
+    assert gap[40.0] < 1e-6 < gap[2.0] < 0.5 * gap[0.0]
+
+
+# --- recurrent highway ------------------------------------------------------------------------
+
+
+def recurrent_problem(B=3, T=4, D=2, H=5, depth=3, coupled=True, seed=0):
+    rng = np.random.default_rng(seed)
+    weights = reference.initialize_recurrent(rng, D, H, depth, coupled=coupled)
+    x, h0 = rng.normal(size=(B, T, D)), rng.normal(size=(B, H))
+    return x, weights, h0, rng.normal(size=(B, T, H)), rng.normal(size=(B, H))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_three_witnesses_of_the_recurrent_highway_agree(depth, coupled):
+    x, weights, h0, dy, dh = recurrent_problem(depth=depth, coupled=coupled)
+    kinds = {True: equations.RECURRENT_HIGHWAY, False: equations.RECURRENT_UNCOUPLED}
+    derived = symbolic_micro_steps(kinds[coupled], x, weights, h0, {"y": dy, "h": dh})
+    y, h, saved = reference.forward_recurrent(x, weights, h0, coupled)
+    hand = {f"d_{k}": v for k, v in reference.backward_recurrent(dy, dh, saved).items()}
+    assert_agree({"y": y, "final_h": h} | hand, derived)
+    layer = RecurrentHighway(2, 5, depth, coupled=coupled, dtype=torch.float64)
+    names = {"W": layer.weight_ih, "U": layer.weight_hh, "b": layer.bias}
+    for name, parameter in names.items():
+        parameter.data = torch.tensor(weights[name])
+    inputs, first = (torch.tensor(v, requires_grad=True) for v in (x, h0))
+    out, last = layer(inputs, first)
+    ((out * torch.tensor(dy)).sum() + (last * torch.tensor(dh)).sum()).backward()
+    found = {"y": out, "final_h": last, "d_x": inputs.grad, "d_h0": first.grad}
+    found |= {f"d_{name}": parameter.grad for name, parameter in names.items()}
+    assert_agree({k: v.detach().numpy() for k, v in found.items()}, derived)
+
+
+def test_at_depth_one_it_is_the_recurrent_layer_of_its_spec():
+    x, weights, h0, _, _ = recurrent_problem(depth=1)
+    peer = Recurrent(equations.RECURRENT_HIGHWAY, 2, 5, dtype=torch.float64)
+    peer.weight_ih_l0.data, peer.weight_hh_l0.data, peer.bias_ih_l0.data = (
+        torch.tensor(v) for v in (weights["W"], weights["U"][0], weights["b"][0])
+    )
+    y, _ = peer(torch.tensor(x), {"h": torch.tensor(h0)[None]})
+    ours, _, _ = reference.forward_recurrent(x, weights, h0)
+    assert np.abs(y.detach().numpy() - ours).max() < 1e-12
+
+
+def test_micro_steps_with_tied_weights_are_steps_without_input():
+    x, weights, h0, _, _ = recurrent_problem(depth=1)
+    tied = {"W": weights["W"], "U": weights["U"].repeat(3, 0), "b": weights["b"].repeat(3, 0)}
+    stretched = np.zeros((3, 12, 2))
+    stretched[:, ::3] = x
+    y, _, _ = reference.forward_recurrent(x, tied, h0)
+    long, _, _ = reference.forward_recurrent(stretched, weights, h0)
+    np.testing.assert_allclose(y, long[:, 2::3], atol=1e-12)
+
+
+def test_a_sequence_may_be_empty_or_read_in_pieces():
+    layer, x = RecurrentHighway(2, 4, 2), torch.randn(3, 6, 2)
+    y, last = layer(x)
+    first, state = layer(x[:, :2])
+    second, end = layer(x[:, 2:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), y)
+    torch.testing.assert_close(end, last)
+    empty, same = layer(x[:, :0], state)
+    assert empty.shape == (3, 0, 4) and torch.equal(same, state)
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+BAD = [
+    (lambda: Highway(0), ValueError, "features: expected at least 1, got 0"),
+    (lambda: Highway(3, 1.5), TypeError, "layers: expected an integer, got float"),
+    (lambda: Highway(3, activation="gelu"), ValueError, "activation: expected one of"),
+    (lambda: Highway(3, bias=True), TypeError, "bias: expected a real number, got bool"),
+    (lambda: Highway(3, bias=float("nan")), ValueError, "bias: expected a finite number, got nan"),
+    (lambda: Highway(3, coupled=1), TypeError, "coupled: expected True or False, got int"),
+    (lambda: Highway(3, impl="fast"), ValueError, "impl: expected 'auto', 'fused' or 'reference'"),
+    (lambda: Highway(3, dtype=torch.int64), TypeError, "dtype: expected a floating-point"),
+    (lambda: Highway(3)(torch.zeros(2, 4)), ValueError, r"input: expected \(..., 3\), got shape"),
+    (lambda: Highway(3)(np.zeros((2, 3))), TypeError, "input: expected a tensor, got ndarray"),
+    (lambda: Highway(3)(torch.zeros(2, 3).double()), TypeError, "input: expected torch.float32"),
+    (lambda: Highway(3)(torch.tensor(1.0)), ValueError, "input: expected"),
+    (lambda: GTrXLGate(3, bias="2"), TypeError, "bias: expected a real number, got str"),
+    (
+        lambda: GTrXLGate(3)(torch.zeros(2, 3), torch.zeros(1, 3)),
+        ValueError,
+        r"y: expected x's shape \(2, 3\), got \(1, 3\)",
+    ),
+    (lambda: RecurrentHighway(3, 4, 0), ValueError, "depth: expected at least 1, got 0"),
+    (
+        lambda: RecurrentHighway(3, 4)(torch.zeros(2, 5, 3), torch.zeros(2, 3)),
+        ValueError,
+        r"initial_state: expected shape \(2, 4\), got \(2, 3\)",
+    ),
+    (lambda: equations.layer("gelu"), ValueError, "activation: expected one of"),
+    (
+        lambda: reference.forward(np.zeros((2, 3)), problem(D=4)[1]),
+        ValueError,
+        r"weights\['W'\]: expected \(3, 6, 3\), got \(3, 8, 4\)",
+    ),
+    (lambda: reference.forward(np.zeros(3), {}), ValueError, "x: expected 2 dimensions"),
+    (
+        lambda: reference.forward(*problem()[:2], activation="gelu"),
+        ValueError,
+        "activation: expected one of",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
