@@ -320,12 +320,13 @@ class Encoder(nn.Module):
             ValueError: a shape, a token or a length is out of range.
         """
         _check_tokens("source", source, self.embedding.num_embeddings)
-        if lengths is None:
-            lengths = torch.full((len(source),), source.size(1), device=source.device)
-        check_lengths(lengths, source.size(1), len(source), least=1)
         x = self.embedding(source)
         if self.gate is not None:
             x = self.gate(x) * x
+        if lengths is None:
+            output, state = self.layer(x)
+            return output, _each(state, self._joined)
+        check_lengths(lengths, source.size(1), len(source), least=1)
         if isinstance(self.layer, Recurrent):
             output, state = self.layer(x, lengths=lengths)
         else:
