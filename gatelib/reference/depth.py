@@ -121,11 +121,8 @@ def backward(dy: Array, saved: Saved) -> dict[str, Array]:
         found[f"{l}.W"], found[f"{l}.b"] = d_a.T @ read, d_a.sum(axis=0)
         if "alpha" in weights:
             mask = 1.0 if saved.masks[l] is None else saved.masks[l]
-            pulled = d_branch * mask * saved.branches[l]
-            shape = weights["alpha"].shape
-            found[f"{l}.alpha"] = (
-                pulled.sum(axis=0) if shape[0] > 1 else pulled.sum(keepdims=True)[0]
-            )
+            pulled = (d_branch * mask * saved.branches[l]).sum(axis=0)
+            found[f"{l}.alpha"] = pulled if weights["alpha"].size > 1 else pulled.sum(keepdims=True)
         dy = skip + _through(d_a, saved, l)
     return {"x": dy} | found
 
