@@ -71,7 +71,8 @@ def _layer_back(
     dy: Array,
 ) -> tuple[Array, Values]:
     """The adjoint of one layer's input, and the gradients of its directions as WAY.NAME."""
-    dx, gradients = np.zeros_like(x), {}
+    dx = np.zeros_like(x)
+    gradients: Values = {}
     for way, piece in enumerate(np.split(dy, len(layer), axis=2)):
         seeds = {"y": piece, **states[1][way]}
         found = _way(spec, x, layer[way], states[0][way], seeds, way)
