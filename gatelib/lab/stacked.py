@@ -55,7 +55,9 @@ def stacked(
     results["y"], dy = x, upstream[0]
     for k in reversed(range(len(layers))):
         shortcut = residual and k > 0
-        parts = RESIDUAL.vjp().evaluate({"g_y": dy}) if shortcut else {"d_f": dy, "d_x": 0.0}
+        parts: dict[str, Any] = {"d_f": dy, "d_x": 0.0}
+        if shortcut:
+            parts = RESIDUAL.vjp().evaluate({"g_y": dy})
         states = starts[k], upstream[1][k]
         dx, found = _layer_back(spec, inputs[k][1], layers[k], states, parts["d_f"])
         results |= {f"d_{k}.{name}": value for name, value in found.items()}
