@@ -13,7 +13,7 @@ gate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda a: a,
 }
+Stack = tuple[Tensor, Tensor, Tensor]
+"""x, weight and bias: see `plain`."""
+
 _aten = torch.ops.aten
 FORWARD: dict[str, Callable[..., Any]] = {
     "relu": lambda a, out: torch.clamp_min(a, 0.0, out=out),
@@ -79,7 +82,7 @@ def _run_forward(
 ) -> list[Tensor]:
     """[y, x of all layers but the first, h of all layers]; without `save` y alone."""
     layers, width, size = weight.shape
-    kept = x.new_empty(layers - 1 if save else min(layers - 1, 2), *x.shape)
+    kept = x.new_empty(layers - 1 if save else 1, *x.shape)
     transforms = x.new_empty(layers if save else 1, *x.shape)
     packed, y = x.new_empty(x.shape[0], width), x.new_empty(x.shape)
     a_h, gates, t = packed[:, :size], packed[:, size:], packed[:, size : 2 * size]
@@ -98,27 +101,19 @@ def _run_forward(
 
 
 def _run_backward(
-    d_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    transforms: Tensor,
-    activation: str,
-    coupled: bool,
+    d_y: Tensor, given: Stack, saved: tuple[Tensor, Tensor], activation: str, coupled: bool
 ) -> list[Tensor]:
     """Gradients of x, weight and bias."""
+    x, weight, bias = given
     width, size = weight.shape[1:]
     d = d_y.clone(memory_format=torch.contiguous_format)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
     d_a, ones = x.new_empty(x.shape[0], width), x.new_ones(x.shape[0])
     gates, scratch = x.new_empty(x.shape[0], width - size), torch.empty_like(d)
-    to_gates = zip(bias[:, size:].unbind(0), weight[:, size:].mT.unbind(0), strict=True)
-    values = zip((x, *kept.unbind(0)), transforms.unbind(0), strict=True)
-    results = zip(weight.unbind(0), d_weight.unbind(0), d_bias.unbind(0), strict=True)
-    layers = list(zip(to_gates, values, results, strict=True))
     d_h, d_gates, d_at, t = d_a[:, :size], d_a[:, size:], d_a.t(), gates[:, :size]
-    for (b, w), (x_k, h), (back, d_w, d_b) in reversed(layers):
+    results = zip(weight.unbind(0), d_weight.unbind(0), d_bias.unbind(0), strict=True)
+    layers = list(zip(_layers(given, saved), results, strict=True))
+    for (x_k, h, b, w), (back, d_w, d_b) in reversed(layers):
         torch.sigmoid(torch.addmm(b, x_k, w, out=gates), out=gates)
         BACKWARD[activation](torch.mul(d, t, out=scratch), h, out=d_h)
         _gates_back(d, x_k, h, gates, d_gates, scratch, coupled)
@@ -126,6 +121,14 @@ def _run_backward(
         torch.mv(d_at, ones, out=d_b)
         torch.addmm(d, d_a, back, out=d)
     return [d, d_weight, d_bias]
+
+
+def _layers(given: Stack, saved: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """For each layer what it received, its transform, and the bias and weight of its gates."""
+    (x, weight, bias), (kept, transforms) = given, saved
+    size = x.shape[1]
+    gates = bias[:, size:].unbind(0), weight[:, size:].mT.unbind(0)
+    return zip((x, *kept.unbind(0)), transforms.unbind(0), *gates, strict=True)
 
 
 def _gates_back(
@@ -175,7 +178,8 @@ def _highway_backward(
     coupled: bool,
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return _run_backward(d_y, x, weight, bias, kept, transforms, activation, coupled)
+        given, saved = (x, weight, bias), (kept, transforms)
+        return _run_backward(d_y, given, saved, activation, coupled)
 
 
 @_highway_backward.register_fake
@@ -212,7 +216,7 @@ def _backward(ctx: Any, d_outputs: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 def _differentiable_backward(
-    d_y: Tensor, inputs: tuple[Tensor, Tensor, Tensor], activation: str, coupled: bool
+    d_y: Tensor, inputs: Stack, activation: str, coupled: bool
 ) -> list[Tensor | None]:
     """The same gradients as a graph that can be differentiated again: the plain loop's."""
     y = plain(*inputs, activation, coupled)
