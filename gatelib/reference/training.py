@@ -203,7 +203,7 @@ class RMSprop(_Options):
     """The gradient over the root of a running mean of its squares.
 
     `centered` takes the squared running mean of the gradient out of it; `momentum` adds the steps
-    up. Both together are Graves 2013's (1308.0850, equations 38 to 41), whose eps is in the root.
+    up. Both together are what Graves 2013 trained LSTMs with (1308.0850), but for the place of eps.
     """
 
     alpha: float = 0.99
