@@ -143,11 +143,26 @@ def test_a_linear_net_multiplies_by_a_power_of_its_matrix():
     np.testing.assert_allclose(h, h0 @ np.linalg.matrix_power(weights["U"], 7).T, atol=1e-13)
 
 
-def test_a_leaky_unit_at_rate_one_is_an_elman_unit():
+def test_a_leaky_unit_keeps_one_minus_its_rate():
     spec = equations.leaky("1/1000000000")
     assert str(spec.partial("h", "h_prev")) == "999999999/1000000000"
-    with pytest.raises(ValueError, match="nothing uses"):
-        equations.leaky("1")
+
+
+@pytest.mark.parametrize("rate", ["0", "1", "2", "-1/4"])
+def test_a_leak_outside_its_range_is_named(rate):
+    with pytest.raises(ValueError, match=f"rate: expected .*got {rate}"):
+        equations.leaky(rate)
+
+
+@pytest.mark.parametrize("decay", [-0.5, 1.0, float("nan")])
+def test_a_decay_outside_its_range_is_named_by_each_witness(decay):
+    x, weights, *_ = jordan_problem()
+    with pytest.raises(ValueError, match="decay: expected"):
+        equations.jordan_output(decay=decay)
+    with pytest.raises(ValueError, match="decay: expected"):
+        reference.forward_jordan(x, weights, decay=decay)
+    with pytest.raises(ValueError, match="decay: expected"):
+        Jordan(2, 3, 2, decay=decay)
 
 
 @pytest.mark.parametrize("skip", [0, 3])

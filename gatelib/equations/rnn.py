@@ -41,9 +41,14 @@ CLIPPED_RELU = clipped_relu()
 
 
 def leaky(rate: str = "1/4") -> Spec:
-    """A unit that keeps the share 1 − rate of itself, 0 < rate < 1: a skip over every step."""
-    keep = 1 - Fraction(rate)
-    text = f"g = tanh(a_h)\nh = {keep}*h_prev + {Fraction(rate)}*g"
+    """A unit that keeps the share 1 − rate of itself: a skip over every step.
+
+    Raises ValueError unless 0 < rate < 1; at 1 it is ELMAN.
+    """
+    new = Fraction(rate)
+    if not 0 < new < 1:
+        raise ValueError(f"rate: expected a number between 0 and 1, got {rate}")
+    text = f"g = tanh(a_h)\nh = {1 - new}*h_prev + {new}*g"
     return Spec.parse("leaky", "a_h h_prev -> h", text)
 
 
@@ -54,8 +59,11 @@ LEAKY = leaky()
 def jordan_output(activation: str = "sigmoid", decay: float = 0) -> Spec:
     """Jordan's output and state units: y = activation(a_y), s = decay·s_prev + y.
 
-    Jordan 1986, ICS Report 8604. Many textbooks leave the decay out: s = y.
+    Jordan 1986, ICS Report 8604. Many textbooks leave the decay out: s = y. Raises ValueError
+    unless 0 ≤ decay < 1.
     """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
     text = f"y = {activation}(a_y)\ns = decay*s_prev + y"
     spec = Spec.parse("jordan_output", "a_y decay s_prev -> y s", text)
     return spec.subs(decay=decay)

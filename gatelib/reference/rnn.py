@@ -241,6 +241,8 @@ def forward_jordan(
     Source: Jordan 1986, "Serial order", ICS Report 8604.
     """
     _check_jordan(x, weights, s0, output)
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
     w, state = weights, s0
     if state is None:
         state = np.zeros((x.shape[0], w["c"].size), x.dtype)
