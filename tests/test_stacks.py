@@ -442,6 +442,8 @@ def test_a_stack_may_hold_a_stack():
             ValueError,
             "lengths: expected 1",
         ),
+        (lambda: pool(torch.ones(2, 5, 3), kind="ends"), ValueError, "y: expected two halves"),
+        (lambda: reference.pool(np.ones((2, 5, 3)), kind="ends"), ValueError, "y: expected two"),
         (lambda: reference.mask(np.ones((1, 1, 1)), 1.5), ValueError, "p: expected a probability"),
     ],
 )

@@ -162,6 +162,8 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
         raise ValueError(f"kind: expected one of {get_args(Pool)}, got {kind!r}")
     if y.shape[1] == 0:
         raise ValueError(f"y: expected at least one time step, got {tuple(y.shape)}")
+    if kind == "ends" and y.shape[2] % 2:
+        raise ValueError(f"y: expected two halves of features for 'ends', got {y.shape[2]}")
     if lengths is None:
         lengths = torch.full((y.shape[0],), y.shape[1], device=y.device)
     check_lengths(lengths, y.shape[1], y.shape[0], least=1)

@@ -131,6 +131,7 @@ def pool(y: Array, lengths: Array | None = None, kind: str = "max") -> tuple[Arr
     Every kind is a sum over time of a gate times y. "mean": 1/length; "last": 1 at the last step;
     "max": 1 at the first largest value; "ends": 1 at the last step for the first half of the
     features, at step 0 for the second half. The gate is 0 in the padding.
+    Raises ValueError for an unknown kind, for lengths outside 1 … T, and for "ends" of an odd H.
     """
     if kind not in POOLS:
         raise ValueError(f"kind: expected one of {POOLS}, got {kind!r}")
@@ -138,6 +139,8 @@ def pool(y: Array, lengths: Array | None = None, kind: str = "max") -> tuple[Arr
     ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
     if batch and (ends.min() < 1 or ends.max() > steps):
         raise ValueError(f"lengths: expected 1 … {steps}, got {ends.min()} … {ends.max()}")
+    if kind == "ends" and features % 2:
+        raise ValueError(f"y: expected two halves of features for 'ends', got {features}")
     time, live = np.arange(steps)[:, None], np.arange(steps) < ends[:, None]
     if kind == "mean":
         gate = np.broadcast_to((live / ends[:, None])[:, :, None], y.shape)
