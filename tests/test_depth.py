@@ -339,6 +339,8 @@ def test_initialisation_has_the_variance_it_says():
     assert float(net.matrices()[0].weight.detach().std()) == pytest.approx(
         1.5 / math.sqrt(200), rel=0.02
     )
+    narrow = Deep(400, 1, "dense", gain=1.5, growth=100).matrices()[0].weight.detach()
+    assert float(narrow.std()) == pytest.approx(1.5 / math.sqrt(400), rel=0.02)
     net = Deep(50, 1, "plain", gain=1.5, initialization="orthogonal")
     w = net.matrices()[0].weight.detach()
     torch.testing.assert_close(w @ w.T, 2.25 * torch.eye(50), atol=1e-4, rtol=1e-4)

@@ -40,7 +40,8 @@ def train_together(
     that diverges has nan from there on and leaves the others alone.
 
     Args:
-        models: modules of one class and shape, without buffers; a module may stand in several places.
+        models: modules of one class and shape, without buffers; weights are tied by a module that
+            stands in several places.
         data, loss, clip, seed: as in `train`; the norm that is clipped is each model's own.
         rates: one learning rate for each model.
     """
