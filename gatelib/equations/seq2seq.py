@@ -22,7 +22,7 @@ ADDITIVE = Spec.parse(
 """Bahdanau, Cho & Bengio 2014, arXiv:1409.0473, appendix A.1.2, with q = W s and k = U h_j."""
 
 DOT = Spec.parse("dot_score", "q k -> e", "e = total(q*k)")
-"""Luong, Pham & Manning 2015, arXiv:1508.04025, equation 8: `dot`; `general` has q = W s."""
+"""Luong, Pham & Manning 2015, arXiv:1508.04025, section 3.1: `dot`; `general` has q = W s."""
 
 SCALED = Spec.parse("scaled_score", "q k d -> e", "e = total(q*k)/sqrt(d)")
 """The dot product over the square root of the number of features d (Vaswani et al. 2017)."""

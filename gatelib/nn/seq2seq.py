@@ -187,7 +187,7 @@ class DotAttention(_Attention):
         ValueError: a size is below 1, the sizes differ without a matrix between them, or the
             score is unknown.
 
-    Source: Luong, Pham & Manning 2015, arXiv:1508.04025, equation 8; scaled, arXiv:1706.03762.
+    Source: Luong, Pham & Manning 2015, arXiv:1508.04025, section 3.1; scaled, arXiv:1706.03762.
     """
 
     weight: nn.Parameter | None

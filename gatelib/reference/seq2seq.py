@@ -51,7 +51,7 @@ def forward(
 
     lengths (B,) are whole numbers in 1…S; positions past them get the weight 0, exactly. Raises
     ValueError for a shape or a name, TypeError for a dtype that does not fit. Source: Bahdanau et
-    al. 2014, arXiv:1409.0473, appendix A.1.2; Luong et al. 2015, arXiv:1508.04025, equation 8.
+    al. 2014, arXiv:1409.0473, appendix A.1.2; Luong et al. 2015, arXiv:1508.04025, section 3.1.
     """
     read = keys if values is None else values
     _check(queries, keys, read, weights, score)
