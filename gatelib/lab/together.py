@@ -20,8 +20,6 @@ from gatelib.lab.training import LOSSES, Batches, Loss, sampled
 
 __all__ = ["train_together"]
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
 
 def train_together(
     models: Sequence[nn.Module],
@@ -63,7 +61,7 @@ def train_together(
         generator = np.random.default_rng(seed)
         for step in range(steps):
             x, y = (torch.as_tensor(part) for part in batches(step, generator))
-            losses[:, step] = fleet.update(x, y, step + 1, clip)
+            losses[:, step] = fleet.update(x, y, clip)
     fleet.give_back(models)
     return losses
 
@@ -76,9 +74,12 @@ class _Fleet:
         self.names = [name for name, _ in self.base.named_parameters()]
         self.shapes = [p.shape for p in self.base.parameters()]
         rows = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
-        self.weights = torch.stack(rows).requires_grad_()
-        self.mean, self.square = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
-        self.rates = rates.to(self.weights)[:, None]
+        self.start = torch.stack(rows)
+        self.weights = self.start.clone().requires_grad_()
+        self.rates = rates.to(self.start)[:, None]
+        # Adam's step is its rate times something that knows no rate: that sum is kept in `moved`
+        self.moved = torch.zeros_like(self.start)
+        self.adam = torch.optim.Adam([self.moved], lr=1.0, fused=True)
         self.losses = torch.vmap(self._loss, in_dims=(0, None, None), randomness="different")
 
     def _loss(self, values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -92,17 +93,16 @@ class _Fleet:
         shaped = (p.reshape(-1, *s) for p, s in zip(parts, self.shapes, strict=True))
         return dict(zip(self.names, shaped, strict=True))
 
-    def update(self, x: Tensor, y: Tensor, step: int, clip: float | None) -> NDArray[np.float64]:
+    def update(self, x: Tensor, y: Tensor, clip: float | None) -> NDArray[np.float64]:
         """One step of Adam; returns the losses before it."""
         losses: Tensor = self.losses(self._named(), x, y)
         (gradient,) = torch.autograd.grad(losses.sum(), self.weights)
         if clip is not None:
             gradient *= (clip / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
-        self.mean.lerp_(gradient, 1 - BETA1)
-        self.square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        size = (self.square / (1 - BETA2**step)).sqrt_().add_(EPSILON)
+        self.moved.grad = gradient
+        self.adam.step()
         with torch.no_grad():
-            self.weights -= self.rates / (1 - BETA1**step) * self.mean / size
+            torch.addcmul(self.start, self.moved, self.rates, out=self.weights)
         found: NDArray[np.float64] = losses.detach().double().numpy()
         return np.where(np.isfinite(found), found, np.nan)
 
