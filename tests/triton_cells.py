@@ -57,7 +57,9 @@ def all_specs(*more):
     specs = [*more, MINGRU, RGLRU, SLSTM]
     for module in pkgutil.iter_modules(gatelib.equations.__path__):
         family = importlib.import_module(f"gatelib.equations.{module.name}")
-        specs += [s for s in family.ALL.values() if s.is_elementwise]
+        for cell in family.ALL.values():
+            stages = cell if isinstance(cell, tuple) else (cell,)
+            specs += [s for s in stages if s.is_elementwise]
     return specs
 
 

@@ -177,6 +177,7 @@ OPTIMIZERS = {
     )
 }
 PROXIMAL = {spec.name: spec for spec in (SOFT_THRESHOLD, SHRINK)}
+ALL = LOSSES | OPTIMIZERS | PROXIMAL
 
 CONSTANTS = ("eta", "mu", "alpha", "beta1", "beta2", "epsilon", "decay")
 """The inputs of an optimiser that stay the same from step to step."""
