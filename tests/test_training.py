@@ -227,6 +227,12 @@ def test_the_printed_adagrads_first_step_is_the_gradient_over_the_root_of_epsilo
         assert np.isclose(step, float(derived.subs({G: sp.Float(g), eta: 0.01, epsilon: e})))
 
 
+def test_an_epsilon_of_one_is_a_printed_sum_that_starts_at_one():
+    w, given = np.ones(5), gradients(7)
+    wide = reference.PrintedAdagrad(0.1, eps=1.0, initial=0.0)
+    close(by_hand(wide, w, given), by_hand(reference.PrintedAdagrad(0.1, 0.0, 0.0, 1.0), w, given))
+
+
 def test_the_printed_order_and_the_published_one_have_the_same_sum():
     given, start, constants = (
         gradients(4),
@@ -393,6 +399,8 @@ def test_the_mask_of_dropout_has_mean_one_and_variance_of_the_odds():
         (lambda: reference.soft_threshold(np.ones(2), -1), ValueError, "threshold: expected"),
         (lambda: reference.shrink(np.ones(2), np.inf), ValueError, "threshold: expected"),
         (lambda: reference.dropout_penalty(np.ones((1, 1)), np.ones(1), 0.0), ValueError, "keep"),
+        (lambda: reference.dropout_penalty(np.ones(3), np.ones(3), 0.5), ValueError, "x: expected"),
+        (lambda: reference.dropout_penalty(np.ones((2, 3)), np.ones(1), 0.5), ValueError, "weight"),
         (lambda: reference.one_hot(np.array([3]), 3), ValueError, "classes: expected 0 … 2"),
         (lambda: reference.one_hot(np.ones(2), 3), TypeError, "classes: expected whole"),
         (lambda: reference.cross_entropy(np.ones(3), np.ones(3)), ValueError, "logits: expected"),

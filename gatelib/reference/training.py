@@ -313,4 +313,8 @@ def dropout_penalty(x: Array, weight: Array, keep: float) -> float:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep: expected a probability above 0, got {keep!r}")
+    if x.ndim != 2:
+        raise ValueError(f"x: expected (N, D), got {x.shape}")
+    if weight.shape != x.shape[1:]:
+        raise ValueError(f"weight: expected {x.shape[1:]} as x, got {weight.shape}")
     return float((1 - keep) / keep * (weight**2 * (x**2).mean(axis=0)).sum())
