@@ -155,7 +155,7 @@ class GTrXLGate(nn.Module):
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
-    Source: Parisotto et al. 2019, arXiv:1910.06764, gating of GRU type; the paper sets b to 2.
+    Source: Parisotto et al. 2019, arXiv:1910.06764, gating of GRU type; the paper starts b above 0.
     """
 
     def __init__(
