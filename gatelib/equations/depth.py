@@ -25,7 +25,7 @@ RESIDUAL = Spec.parse(
     x = x_prev + a
     h = relu(x)""",
 )
-"""He et al. 2016, arXiv:1603.05027, equation 5: the branch is added, nothing acts on the sum."""
+"""He et al. 2016, arXiv:1603.05027, equation 3: the branch is added, nothing acts on the sum."""
 
 GATED = Spec.parse(
     "gated",

@@ -95,7 +95,7 @@ class Residual(nn.Module):
     Raises: TypeError or ValueError naming the argument that is wrong; also if `block` changed x in
     place (`nn.ReLU(inplace=True)` as its first layer), for the shortcut would carry the change.
 
-    Source: He et al. 2016, arXiv:1603.05027, equation 5; ReZero, Bachlechner et al. 2021,
+    Source: He et al. 2016, arXiv:1603.05027, equation 3; ReZero, Bachlechner et al. 2021,
     arXiv:2003.04887, equation 1; SkipInit, De & Smith 2020, arXiv:2002.10444; LayerScale, Touvron
     et al. 2021, arXiv:2103.17239; stochastic depth, Huang et al. 2016, arXiv:1603.09382.
     """
