@@ -21,6 +21,7 @@ import claims  # noqa: E402
 import docstrings  # noqa: E402
 import mathematics  # noqa: E402
 import numbering  # noqa: E402
+import pictures  # noqa: E402
 import records  # noqa: E402
 import vendor  # noqa: E402
 
@@ -35,7 +36,16 @@ def share_visitors(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Fetch the assets and load the other modules."""
     vendor.ensure()
-    for module in (address, numbering, claims, records, circuits, docstrings, mathematics):
+    for module in (
+        address,
+        numbering,
+        claims,
+        records,
+        circuits,
+        docstrings,
+        mathematics,
+        pictures,
+    ):
         module.setup(app)
     app.connect("builder-inited", share_visitors)
     return {"parallel_read_safe": True, "parallel_write_safe": False}
