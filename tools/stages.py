@@ -103,9 +103,9 @@ def book_commands() -> tuple[tuple[str, ...], ...]:
 def all_stages() -> dict[str, Stage]:
     """Every stage by name; the long ones first, so that two slots are busy to the end."""
     chapters = [chapter_stage(path) for path in notebooks.find(())]
-    unit = python("pytest", "tests", "--ignore=tests/test_site.py", "-q")
+    unit = python("pytest", "tests", "--ignore=tests/site", "-q")
     style = (python("ruff", "check", "."), python("ruff", "format", "--check", "."))
-    site = python("pytest", "tests/test_site.py", "-q")
+    site = python("pytest", "tests/site", "-q")
     pages = (*BOOK, "_build/status.json")
     stages = [
         Stage("unit", (unit,), EVERYTHING),
@@ -114,7 +114,7 @@ def all_stages() -> dict[str, Stage]:
         Stage("floors", ((script("lint-imports"),),), LIBRARY),
         Stage("style", style, SOURCES),
         Stage("book", book_commands(), pages, after=tuple(stage.name for stage in chapters)),
-        Stage("site", (site,), (*pages, "tests/test_site.py"), after=("book",)),
+        Stage("site", (site,), (*pages, "tests/site/*.py"), after=("book",)),
     ]
     return {stage.name: stage for stage in stages}
 

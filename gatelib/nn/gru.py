@@ -1,5 +1,5 @@
 """GRU and GRUCell: drop-ins for torch's, run by torch's own kernels, and the GRU of the paper.
-Imports gatelib.nn.torch_rnn and torch.
+Imports gatelib.nn.drop_in and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gatelib.nn.check import check_flags
-from gatelib.nn.torch_rnn import (
+from gatelib.nn.drop_in import (
     DropIn,
     DropInCell,
     DropInLayer,

@@ -1,5 +1,5 @@
 """LSTM and LSTMCell: drop-ins for torch's, run by torch's own kernels.
-Imports gatelib.nn.torch_rnn, gatelib.nn.init through it, and torch.
+Imports gatelib.nn.drop_in, gatelib.nn.init through it, and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatelib.nn.torch_rnn import (
+from gatelib.nn.drop_in import (
     DropIn,
     DropInCell,
     DropInLayer,

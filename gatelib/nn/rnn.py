@@ -1,5 +1,5 @@
 """RNN and RNNCell, drop-ins for torch's; Jordan's net; an RNN with a skip over k steps.
-Imports gatelib.nn.torch_rnn, gatelib.nn.init, gatelib.nn.check and torch.
+Imports gatelib.nn.drop_in, gatelib.nn.init, gatelib.nn.check and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gatelib.nn import init
 from gatelib.nn.check import check_dtype, check_flags, check_input, check_like, check_sizes
-from gatelib.nn.torch_rnn import DropIn, DropInCell, DropInLayer, Impl, States, Weights
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
 
 __all__ = ["RNN", "Jordan", "RNNCell", "SkipRNN"]
 

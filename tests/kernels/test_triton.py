@@ -24,7 +24,7 @@ from gatelib.equations.lstm import LAYERNORM
 from gatelib.kernels.triton import compile_report, compiled, elementwise, interpreted, load, scan
 from gatelib.printers import UnprintableError
 from gatelib.spec import SpecError
-from tests.triton_cells import (
+from tests.kernels.triton_cells import (
     LSTM,
     MINGRU,
     PEEPHOLE,
@@ -36,8 +36,8 @@ from tests.triton_cells import (
     parse,
 )
 
-ROOT = Path(__file__).parent.parent
-CASES = ROOT / "tests" / "triton_cases.py"
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests" / "kernels" / "triton_cases.py"
 compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
 

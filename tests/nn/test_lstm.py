@@ -1,6 +1,6 @@
 """What is the LSTM's own: its cell state, its projections, its forget bias.
 
-That `gatelib.nn.LSTM` is `torch.nn.LSTM` is tested in `test_nn_torch_rnn.py`.
+That `gatelib.nn.LSTM` is `torch.nn.LSTM` is tested in `test_drop_in.py`.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import nn
 
 from gatelib.nn import LSTM, LSTMCell
 from gatelib.nn.init import chrono_, forget_bias_, gate_rows
-from tests.drop_in import B, D, H, T, draw, error, every_impl, peer
+from tests.nn.drop_in import B, D, H, T, draw, error, every_impl, peer
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 

@@ -1,6 +1,6 @@
 """What is the GRU's own: the reset gate before the product, and the sense of its update gate.
 
-That `gatelib.nn.GRU` is `torch.nn.GRU` is tested in `test_nn_torch_rnn.py`.
+That `gatelib.nn.GRU` is `torch.nn.GRU` is tested in `test_drop_in.py`.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import nn
 
 from gatelib.nn import GRU, GRUCell
 from gatelib.nn.init import gate_rows
-from tests.drop_in import (
+from tests.nn.drop_in import (
     SHAPES,
     B,
     D,

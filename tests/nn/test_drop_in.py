@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from tests.drop_in import (
+from tests.nn.drop_in import (
     DEVICES,
     DTYPES,
     FAMILIES,

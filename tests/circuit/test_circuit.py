@@ -316,7 +316,7 @@ def test_the_drawing_is_the_same_in_another_process() -> None:
         "import sys; from gatelib.circuit import draw; from gatelib.equations.lstm import LSTM;"
         "sys.stdout.buffer.write(draw(LSTM).svg.encode())"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for seed in ("1", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run(

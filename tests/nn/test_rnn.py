@@ -1,6 +1,6 @@
 """What is the plain RNN's own: its nonlinearity and how its recurrent matrix starts.
 
-That `gatelib.nn.RNN` is `torch.nn.RNN` is tested in `test_nn_torch_rnn.py`.
+That `gatelib.nn.RNN` is `torch.nn.RNN` is tested in `test_drop_in.py`.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import nn
 
 from gatelib.nn import RNN, RNNCell
 from gatelib.nn.init import recurrent_
-from tests.drop_in import D, H
+from tests.nn.drop_in import D, H
 
 
 @pytest.fixture(autouse=True)

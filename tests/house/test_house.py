@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from tools import colab, stages
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UNLOCKED = {"numba"}  # an extra that nothing in the book needs
 HEAVY = ("matplotlib", "mlxtend", "numba", "scipy", "sklearn", "sympy", "torch", "triton")

@@ -1,5 +1,5 @@
 """What the drop-ins for torch's recurrent layers share: arguments, checks, layouts, and paths.
-Imports gatelib.kernels.torch_rnn, gatelib.nn.check, gatelib.nn.init and torch.
+Imports gatelib.kernels.drop_in, gatelib.nn.check, gatelib.nn.init and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 The parameters are kept by `torch.nn.RNNBase`, so names, order, seeds and cuDNN's packing are
@@ -17,7 +17,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from gatelib.kernels.torch_rnn import CELLS, LAYERS, result_type, torch_layer
+from gatelib.kernels.drop_in import CELLS, LAYERS, result_type, torch_layer
 from gatelib.nn import init
 from gatelib.nn.check import (
     check_batch_sizes,

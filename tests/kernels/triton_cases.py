@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gatelib.kernels.triton import TimeScan, elementwise, interpreted, scan
 from gatelib.spec import Spec
-from tests.triton_cells import LSTM, MINGRU, PEEPHOLE, SLSTM, all_specs, named, params_of
+from tests.kernels.triton_cells import LSTM, MINGRU, PEEPHOLE, SLSTM, all_specs, named, params_of
 
 if not interpreted() and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)

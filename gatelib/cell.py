@@ -1,0 +1,170 @@
+"""What the names in a cell's equations mean: stages, gates, carries, states, learned vectors.
+
+Imports gatelib.spec.
+Must not import any floor above: kernels, layers, circuits and instruments read names through here.
+
+A cell is one Spec, or several stages where a matrix product stands between the equations. Its
+names say what its inputs are, once for all of the house:
+
+- `a_k` is the preactivation W_k x + U_k h_{t−1} + b_k of gate k. Where the cell also has `u_k`,
+  `a_k` is W_k x + b_k alone and `u_k` is U_k h_{t−1} + b'_k.
+- `NAME_prev` is a carry, the value that `NAME` had one step before.
+- A value that an earlier stage computes is used by its name; U of a later stage multiplies the
+  output `q` of the stage before it in the place of h_{t−1}.
+- Every other input is a vector of length H, learned or given.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gatelib.spec import Spec, symbol
+
+__all__ = ["Cell", "cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One or more Specs, read by the convention of names above. Make it with `cell`.
+
+    name: the name of the only stage, or the one given.
+    stages: the Specs, in order.
+    """
+
+    name: str
+    stages: tuple[Spec, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is read from its stages again."""
+        return cell, (self.stages, self.name)
+
+    @property
+    def spec(self) -> Spec:
+        """The only stage. Raises ValueError where there are several; `joined` has all lines."""
+        if len(self.stages) > 1:
+            raise ValueError(f"cell: {self.name} has {len(self.stages)} stages, not one Spec")
+        return self.stages[0]
+
+    @functools.cached_property
+    def _inputs(self) -> tuple[str, ...]:
+        """The inputs of all stages that no stage before them computes, in order, once each."""
+        made: set[str] = set()
+        found: dict[str, None] = {}
+        for stage in self.stages:
+            found |= dict.fromkeys(n for n in map(str, stage.inputs) if n not in made)
+            made |= {str(v) for v in stage.outputs}
+        return tuple(found)
+
+    @functools.cached_property
+    def made(self) -> frozenset[str]:
+        """The names of all values that the equations compute."""
+        return frozenset(str(v) for stage in self.stages for v, _ in stage.equations)
+
+    @functools.cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of all stages, in order."""
+        return tuple(dict.fromkeys(str(v) for stage in self.stages for v in stage.outputs))
+
+    @functools.cached_property
+    def gates(self) -> tuple[str, ...]:
+        """k of each preactivation `a_k`, in the order of their rows in a packed weight."""
+        return _behind("a_", self._inputs)
+
+    @functools.cached_property
+    def split(self) -> tuple[str, ...]:
+        """k of each `u_k`: gates that see W x and U h apart."""
+        return _behind("u_", self._inputs)
+
+    @functools.cached_property
+    def carries(self) -> tuple[str, ...]:
+        """NAME of each input `NAME_prev` whose NAME the cell computes."""
+        names = (v.removesuffix("_prev") for v in self._inputs if v.endswith("_prev"))
+        return tuple(name for name in names if name in self.made)
+
+    @functools.cached_property
+    def states(self) -> tuple[str, ...]:
+        """What passes from one step to the next: `h` first where the cell makes it, the carries."""
+        first = ("h",) if "h" in self.outputs else ()
+        return tuple(dict.fromkeys((*first, *self.carries)))
+
+    @functools.cached_property
+    def vectors(self) -> tuple[str, ...]:
+        """The inputs that are neither preactivations nor carries."""
+        special = {*(f"a_{k}" for k in self.gates), *(f"u_{k}" for k in self.split)}
+        special |= {f"{name}_prev" for name in self.carries}
+        return tuple(v for v in self._inputs if v not in special)
+
+    def gates_of(self, stage: Spec) -> tuple[str, ...]:
+        """The gates of one stage; their rows follow those of the stages before it."""
+        return _behind("a_", map(str, stage.inputs))
+
+    def joined(self, name: str = "") -> Spec:
+        """All lines of the stages as one Spec, for proofs and drawings.
+
+        The product between the stages is not among the lines: `q` is an output, and the `a_k`
+        behind it an input. No layer can be made of it.
+        """
+        if len(self.stages) == 1:
+            return self.stages[0]
+        equations = tuple(line for stage in self.stages for line in stage.equations)
+        last = self.stages[-1].outputs
+        outputs = tuple(v for v in map(symbol, self.outputs) if v in last or str(v) == "q")
+        return Spec(name or self.name, equations, tuple(map(symbol, self._inputs)), outputs)
+
+    def checked(self) -> Cell:
+        """The cell itself, where a recurrent layer can be made of it.
+
+        Raises ValueError, naming the cell and the input, where it makes no `h`, never sees x, has a
+        `u_k` without `a_k`, a `NAME_prev` without the output NAME, or a later stage without `q`.
+        """
+        for problem in self._problems():
+            raise ValueError(f"spec: {self.name} {problem}")
+        return self
+
+    def _problems(self) -> Iterable[str]:
+        if "h" not in self.outputs:
+            yield "has no output `h`, the state that U multiplies"
+        for v in self._inputs:
+            name = v.removesuffix("_prev")
+            if v != name and name not in self.outputs:
+                yield f"has `{v}` but no output `{name}`"
+        for state in self.states:
+            if state not in self.made:
+                yield f"gives its input `{state}` as an output, and doesn't compute it"
+        if not self.gates:
+            yield "has no preactivation `a_k`, so it never sees x"
+        for k in self.split:
+            if k not in self.gates:
+                yield f"has `u_{k}` but no `a_{k}`"
+        for before, stage in zip(self.stages, self.stages[1:], strict=False):
+            if self.gates_of(stage) and symbol("q") not in before.outputs:
+                yield f"has a stage {stage.name} behind {before.name}, which has no output `q`"
+
+
+def _behind(prefix: str, names: Iterable[str]) -> tuple[str, ...]:
+    """What follows the prefix in the names that have it."""
+    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def cell(stages: Spec | Sequence[Spec] | Cell, name: str = "") -> Cell:
+    """Read a Spec, or several stages in order, as a cell; a Cell is given back as it is.
+
+    Raises TypeError for anything else, and ValueError where a value is computed by two stages.
+    """
+    if isinstance(stages, Cell):
+        return stages
+    given = (stages,) if isinstance(stages, Spec) else tuple(stages)
+    if not given or not all(isinstance(stage, Spec) for stage in given):
+        raise TypeError(f"spec: expected a Spec or a sequence of Specs, got {stages!r:.80}")
+    return _read(given, name or given[-1].name)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(stages: tuple[Spec, ...], name: str) -> Cell:
+    names = [str(v) for stage in stages for v, _ in stage.equations]
+    for twice in sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"spec: {name} computes `{twice}` in more than one stage")
+    return Cell(name, stages)
