@@ -114,6 +114,12 @@ class Spec:
         return {v: now for v, now in pairs.items() if now != v and now in defined}
 
     @property
+    def exposed(self) -> Spec:
+        """The same gate with every value as an output, called NAME_values."""
+        everything = tuple(v for v, _ in self.equations)
+        return Spec(f"{self.name}_values", self.equations, self.inputs, everything)
+
+    @property
     def is_elementwise(self) -> bool:
         """Whether every equation acts on each element alone (no mean, norm or softmax)."""
         return not any(algebra.looks_over_features(e) for _, e in self.equations)
