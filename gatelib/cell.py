@@ -23,7 +23,7 @@ from typing import Any
 
 from gatelib.spec import Spec, symbol
 
-__all__ = ["Cell", "cell"]
+__all__ = ["Cell", "cell", "named"]
 
 
 @dataclass(frozen=True)
@@ -168,3 +168,13 @@ def _read(stages: tuple[Spec, ...], name: str) -> Cell:
     for twice in sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"spec: {name} computes `{twice}` in more than one stage")
     return Cell(name, stages)
+
+
+def named(*cells: Spec | Sequence[Spec] | Cell) -> dict[str, Cell]:
+    """The cells by their names, in the order given; ValueError where two have the same name."""
+    found: dict[str, Cell] = {}
+    for one in map(cell, cells):
+        if one.name in found:
+            raise ValueError(f"cells: two are called {one.name!r}")
+        found[one.name] = one
+    return found

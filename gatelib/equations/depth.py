@@ -1,5 +1,5 @@
 """Depth as equations: what one layer adds to, takes from or puts in the place of the stream.
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 A layer of depth is a cell whose steps are layers. It carries the stream `x`, from which the next
@@ -7,6 +7,7 @@ layer reads `h`; `a` = W h_prev + b is its branch. `alpha` is a learned gate on 
 mask of zeros and ones, `keep` the probability of a one.
 """
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 PLAIN = Spec.parse(
@@ -60,7 +61,7 @@ POSTACTIVATION = Spec.parse(
 DENSE = PLAIN
 """A dense layer (1608.06993, equation 2) is a plain one whose branch reads every `h` before it."""
 
-ALL = {spec.name: spec for spec in (PLAIN, RESIDUAL, GATED, STOCHASTIC, POSTACTIVATION)}
+ALL = named(PLAIN, RESIDUAL, GATED, STOCHASTIC, POSTACTIVATION)
 
 
 def chain(depth: int, kind: str = "plain", activation: str = "identity") -> Spec:

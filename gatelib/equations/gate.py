@@ -1,11 +1,12 @@
 """The generic gate, y = g v, as equations: one `Spec` for each way to get g from a preactivation a.
-Imports `gatelib.spec`.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch, or another floor.
 
 Symbols: `a` preactivation, `v` gated value, `t` temperature, `u` uniform noise in (0, 1).
 A noise-free gate is the noisy one at u = 1/2, where the noise is zero.
 """
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 SIGMOID = Spec.parse(
@@ -56,15 +57,7 @@ HARD_CONCRETE = Spec.parse(
     g = 1 - relu(1 - relu(r))
     y = g*v""",
 )
-HARD_CONCRETE_MEAN = Spec.parse(
-    "hard_concrete_mean_gate",
-    "a v -> y",
-    """
-    s = sigmoid(a)
-    r = 1.2*s - 0.1
-    g = 1 - relu(1 - relu(r))
-    y = g*v""",
-)
+HARD_CONCRETE_MEAN = HARD_CONCRETE.replace("hard_concrete_mean_gate", s="sigmoid(a)")
 INTERPOLATION = Spec.parse(
     "interpolation",
     "old new g -> y",
@@ -72,19 +65,19 @@ INTERPOLATION = Spec.parse(
     y = (1 - g)*old + g*new""",
 )
 
-ALL = {
-    "sigmoid": SIGMOID,
-    "tempered": TEMPERED,
-    "hard_sigmoid": HARD_SIGMOID,
-    "softmax": SOFTMAX,
-    "exp": EXP,
-    "relu": RELU,
-    "relu_squared": RELU_SQUARED,
-    "linear": LINEAR,
-    "step": STEP,
-    "concrete": CONCRETE,
-    "gumbel_softmax": GUMBEL_SOFTMAX,
-    "hard_concrete": HARD_CONCRETE,
-    "hard_concrete_mean": HARD_CONCRETE_MEAN,
-    "interpolation": INTERPOLATION,
-}
+ALL = named(
+    SIGMOID,
+    TEMPERED,
+    HARD_SIGMOID,
+    SOFTMAX,
+    EXP,
+    RELU,
+    RELU_SQUARED,
+    LINEAR,
+    STEP,
+    CONCRETE,
+    GUMBEL_SOFTMAX,
+    HARD_CONCRETE,
+    HARD_CONCRETE_MEAN,
+    INTERPOLATION,
+)

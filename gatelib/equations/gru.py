@@ -1,6 +1,6 @@
 """The GRU as it was published four times, the minimal gated unit, and lighter variants.
 
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 Inputs `a_k` are preactivations W_k x_t + U_k h_{t−1} + b_k. Where a Spec has `u_k` as well, `a_k`
@@ -10,10 +10,8 @@ has two stages: the first makes `q`, and U of the second multiplies `q` in the p
 
 from __future__ import annotations
 
+from gatelib.cell import cell, named
 from gatelib.spec import Spec
-
-Cell = tuple[Spec, ...]
-"""The stages of one cell, in order; most cells have one."""
 
 GRU = Spec.parse(
     "gru",
@@ -54,10 +52,10 @@ KEEP = Spec.parse(
 WRITE = KEEP.replace("write", h="(1 - z)*h_prev + z*n")
 """The second stage where z writes the candidate."""
 
-CHO: Cell = (RESET, KEEP)
+CHO = cell((RESET, KEEP), "cho")
 """Cho et al. 2014 as printed, eq. 5–8 (arXiv:1406.1078v3): reset before the product, z keeps."""
 
-CHUNG: Cell = (RESET, WRITE)
+CHUNG = cell((RESET, WRITE), "chung")
 """Chung et al. 2014, arXiv:1412.3555, section 3.2: reset before the product, z writes."""
 
 FORGET = Spec.parse(
@@ -68,18 +66,19 @@ FORGET = Spec.parse(
     q = f*h_prev
     """,
 )
+"""The first stage of the minimal gated unit."""
 
-MGU: Cell = (
-    FORGET,
-    Spec.parse(
-        "mgu_write",
-        "a_n f h_prev -> h",
-        """
-        n = tanh(a_n)
-        h = (1 - f)*h_prev + f*n
-        """,
-    ),
+MGU_WRITE = Spec.parse(
+    "mgu_write",
+    "a_n f h_prev -> h",
+    """
+    n = tanh(a_n)
+    h = (1 - f)*h_prev + f*n
+    """,
 )
+"""Its second stage: the same gate writes."""
+
+MGU = cell((FORGET, MGU_WRITE), "mgu")
 """Minimal gated unit (Zhou et al. 2016, arXiv:1603.09420): one gate resets and writes."""
 
 NO_RESET = Spec.parse(
@@ -113,26 +112,4 @@ LEAKY = Spec.parse(
 Their reset gate is then a constant, which the rows or columns of U_n take up: it is left out.
 """
 
-
-def joined(cell: Cell, name: str) -> Spec:
-    """All lines of a cell's stages as one Spec, for proofs and drawings.
-
-    The product between the stages is not among the lines: `q` is an output, and the `a_k` behind
-    it an input. No layer can be made of it.
-    """
-    equations = tuple(line for stage in cell for line in stage.equations)
-    made = {v for v, _ in equations}
-    inputs = dict.fromkeys(v for stage in cell for v in stage.inputs if v not in made)
-    outputs = [v for stage in cell for v in stage.outputs if str(v) in ("h", "q")]
-    return Spec(name, equations, tuple(inputs), tuple(outputs))
-
-
-ALL: dict[str, Cell] = {
-    "gru": (GRU,),
-    "cho": CHO,
-    "chung": CHUNG,
-    "mgu": MGU,
-    "no_reset": (NO_RESET,),
-    "light": (LIGHT,),
-    "leaky": (LEAKY,),
-}
+ALL = named(GRU, CHO, CHUNG, MGU, NO_RESET, LIGHT, LEAKY)

@@ -1,6 +1,6 @@
 """Gates over depth: highway layers, the gate of GTrXL, and the recurrent highway step.
 
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 `x` is what a layer receives. `a_h` is the preactivation of its transform, `a_t` of the transform
@@ -9,18 +9,8 @@ gate, `a_c` of the carry gate: W_k x + b_k each.
 
 from __future__ import annotations
 
+from gatelib.cell import cell, named
 from gatelib.spec import Spec
-
-HIGHWAY = Spec.parse(
-    "highway",
-    "a_h a_t x -> y",
-    """
-    h = relu(a_h)
-    t = sigmoid(a_t)
-    y = t*h + (1 - t)*x
-    """,
-)
-"""Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. 3: the carry gate is 1 − t."""
 
 UNCOUPLED = Spec.parse(
     "uncoupled",
@@ -32,10 +22,14 @@ UNCOUPLED = Spec.parse(
     y = t*h + c*x
     """,
 )
-"""The same paper's eq. 2: transform and carry each have a gate of their own."""
+"""Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. 2: transform and carry each have a
+gate of their own."""
+
+HIGHWAY = UNCOUPLED.replace("highway", y="t*h + (1 - t)*x")
+"""The same paper's eq. 3: the carry gate is 1 − t."""
 
 RESIDUAL = Spec.parse(
-    "residual",
+    "residual_layer",
     "a_h x -> y",
     """
     h = relu(a_h)
@@ -45,7 +39,7 @@ RESIDUAL = Spec.parse(
 """A residual layer with the same transform: y = f(x) + x (He et al. 2016, arXiv:1512.03385)."""
 
 PLAIN = Spec.parse(
-    "plain",
+    "plain_layer",
     "a_h -> y",
     """
     y = relu(a_h)
@@ -74,22 +68,11 @@ GTRXL_WRITE = Spec.parse(
 )
 """Second stage; `a_h` sees the sublayer's output and q in the place of x."""
 
-GTRXL = (GTRXL_RESET, GTRXL_WRITE)
+GTRXL = cell((GTRXL_RESET, GTRXL_WRITE), "gtrxl")
 """The gate of GRU type of Parisotto et al. 2019, arXiv:1910.06764: a GRU over depth.
 
 The residual stream x takes the place of h_{t−1}, the sublayer's output that of the input x_t.
 """
-
-RECURRENT_HIGHWAY = Spec.parse(
-    "recurrent_highway",
-    "a_n a_t h_prev -> h",
-    """
-    n = tanh(a_n)
-    t = sigmoid(a_t)
-    h = t*n + (1 - t)*h_prev
-    """,
-)
-"""One micro-step of a recurrent highway net (Zilly et al. 2016, arXiv:1607.03474), coupled."""
 
 RECURRENT_UNCOUPLED = Spec.parse(
     "recurrent_uncoupled",
@@ -101,23 +84,15 @@ RECURRENT_UNCOUPLED = Spec.parse(
     h = t*n + c*h_prev
     """,
 )
-"""The same micro-step with a carry gate of its own."""
+"""One micro-step of a recurrent highway net (Zilly et al. 2016, arXiv:1607.03474)."""
+
+RECURRENT_HIGHWAY = RECURRENT_UNCOUPLED.replace("recurrent_highway", h="t*n + (1 - t)*h_prev")
+"""The same micro-step with its gates coupled: what isn't written is kept."""
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "identity")
 """The transforms that `layer` makes; each has a slope that its value tells."""
 
-ALL = {
-    spec.name: spec
-    for spec in (
-        HIGHWAY,
-        UNCOUPLED,
-        RESIDUAL,
-        PLAIN,
-        *GTRXL,
-        RECURRENT_HIGHWAY,
-        RECURRENT_UNCOUPLED,
-    )
-}
+ALL = named(HIGHWAY, UNCOUPLED, RESIDUAL, PLAIN, GTRXL, RECURRENT_HIGHWAY, RECURRENT_UNCOUPLED)
 
 
 def layer(activation: str = "relu", coupled: bool = True) -> Spec:

@@ -1,6 +1,6 @@
 """The LSTM and its variants as equations.
 
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 Inputs `a_k` are preactivations W_k x_t + U_k h_{t−1} + b_k; `c_prev` is the cell state one step
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 LSTM = Spec.parse(
@@ -85,18 +86,15 @@ ARTICLE = Spec.parse(
 )
 """Article A's formulas to the letter (claim A10): no candidate, no cell, and i goes nowhere."""
 
-ALL = {
-    spec.name: spec
-    for spec in (
-        LSTM,
-        PEEPHOLE,
-        CIFG,
-        LAYERNORM,
-        NO_INPUT,
-        NO_FORGET,
-        NO_OUTPUT,
-        NO_INPUT_ACTIVATION,
-        NO_OUTPUT_ACTIVATION,
-        ARTICLE,
-    )
-}
+ALL = named(
+    LSTM,
+    PEEPHOLE,
+    CIFG,
+    LAYERNORM,
+    NO_INPUT,
+    NO_FORGET,
+    NO_OUTPUT,
+    NO_INPUT_ACTIVATION,
+    NO_OUTPUT_ACTIVATION,
+    ARTICLE,
+)

@@ -1,6 +1,6 @@
 """The plain recurrent unit and its relatives as equations: Elman, Jordan, rectified, leaky.
 
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 The input `a_h` is the preactivation W x_t + U h_{t−1} + b; a skip over k steps adds V h_{t−k} to
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 CEILING = 20
@@ -25,7 +26,7 @@ def _unit(name: str, activation: str) -> Spec:
 ELMAN = _unit("elman", "tanh(a_h)")
 """Elman 1990, with tanh where the paper has the logistic function."""
 
-LINEAR = _unit("linear", "a_h")
+LINEAR = _unit("linear_rnn", "a_h")
 """No nonlinearity: the Jacobian over T steps is U^T, the T-th power."""
 
 RELU = _unit("relu_rnn", "relu(a_h)")
@@ -49,7 +50,7 @@ def leaky(rate: str = "1/4") -> Spec:
     if not 0 < new < 1:
         raise ValueError(f"rate: expected a number between 0 and 1, got {rate}")
     text = f"g = tanh(a_h)\nh = {1 - new}*h_prev + {new}*g"
-    return Spec.parse("leaky", "a_h h_prev -> h", text)
+    return Spec.parse("leaky_rnn", "a_h h_prev -> h", text)
 
 
 LEAKY = leaky()
@@ -69,5 +70,4 @@ def jordan_output(activation: str = "sigmoid", decay: float = 0) -> Spec:
     return spec.subs(decay=decay)
 
 
-ALL = {"elman": ELMAN, "linear": LINEAR, "relu": RELU}
-ALL |= {"clipped_relu": CLIPPED_RELU, "leaky": LEAKY}
+ALL = named(ELMAN, LINEAR, RELU, CLIPPED_RELU, LEAKY)

@@ -1,6 +1,6 @@
 """Attention as equations: a score for each position, and a softmax gate that reads them.
 
-Imports gatelib.spec and gatelib.equations.gate.
+Imports gatelib.cell, gatelib.spec and gatelib.equations.gate.
 Must not import NumPy, torch or any other floor.
 
 A `Spec` acts on one axis. In a score that axis holds the features: `q` is the query and `k` the
@@ -9,6 +9,7 @@ learned weights. In a read the axis holds the positions of the source: `e` is th
 position, `v` one feature of its value, and `mask` is 1 where there is a position, 0 for padding.
 """
 
+from gatelib.cell import named
 from gatelib.equations.gate import SOFTMAX
 from gatelib.spec import Spec
 
@@ -48,6 +49,6 @@ MASKED = Spec.parse(
 """The same with padding: an exponential gate, shut by the mask, over the sum of all gates."""
 
 SCORES = {"additive": ADDITIVE, "dot": DOT, "scaled": SCALED, "general": DOT}
-ALL = {spec.name: spec for spec in (ADDITIVE, DOT, SCALED, READ, MASKED)}
+ALL = named(ADDITIVE, DOT, SCALED, READ, MASKED)
 
 __all__ = ["ADDITIVE", "ALL", "DOT", "MASKED", "READ", "SCALED", "SCORES", "SOFTMAX"]

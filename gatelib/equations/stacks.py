@@ -1,11 +1,12 @@
 """What stands between and behind recurrent layers, as equations: masks, shortcuts, pooling.
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 Symbols: `m` a mask of zeros and ones, `keep` the probability of a one, `v` the value that is gated,
 `f` a layer's output, `e` the embedding of one word with its features, `w` and `b` weight and bias.
 """
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 DROPOUT = Spec.parse(
@@ -17,7 +18,7 @@ DROPOUT = Spec.parse(
 )
 """Dropout (Hinton et al. 2012) as a gate. It doesn't say whether the next step has the same m."""
 
-RESIDUAL = Spec.parse("residual", "x f -> y", "y = x + f")
+RESIDUAL = Spec.parse("shortcut", "x f -> y", "y = x + f")
 """A shortcut around a layer (He et al. 2016, equation 1)."""
 
 ZONEOUT = Spec.parse("zoneout", "m h_prev v -> h", "h = m*h_prev + (1 - m)*v")
@@ -36,4 +37,4 @@ WORD_GATE = Spec.parse(
 )
 """One gate for a whole word: all features of its embedding are let through alike."""
 
-ALL = {spec.name: spec for spec in (DROPOUT, RESIDUAL, ZONEOUT, POOL, WORD_GATE)}
+ALL = named(DROPOUT, RESIDUAL, ZONEOUT, POOL, WORD_GATE)

@@ -1,5 +1,5 @@
 """Losses, the updates of optimisers, and penalties, as equations.
-Imports gatelib.spec.
+Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 An optimiser is a cell whose input is the gradient: its equations act on one weight, and what it
@@ -13,6 +13,7 @@ In a loss: `a` logits (the features are the classes), `y` the target, `p` probab
 
 from __future__ import annotations
 
+from gatelib.cell import named
 from gatelib.spec import Spec
 
 SOFTMAX_LOSS = Spec.parse(
@@ -177,7 +178,7 @@ OPTIMIZERS = {
     )
 }
 PROXIMAL = {spec.name: spec for spec in (SOFT_THRESHOLD, SHRINK)}
-ALL = LOSSES | OPTIMIZERS | PROXIMAL
+ALL = named(*LOSSES.values(), *OPTIMIZERS.values(), *PROXIMAL.values())
 
 CONSTANTS = ("eta", "mu", "alpha", "beta1", "beta2", "epsilon", "decay")
 """The inputs of an optimiser that stay the same from step to step."""

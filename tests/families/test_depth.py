@@ -33,7 +33,7 @@ def spec_of(kind, activation):
     name = {"rezero": "gated", "layerscale": "gated", "dense": "plain"}.get(kind, kind)
     line = "x" if kind == "postactivation" else "h"
     inner = "x_prev + a" if line == "x" else "x"
-    return equations.ALL[name].replace(**{line: f"{activation}({inner})"})
+    return equations.ALL[name].spec.replace(**{line: f"{activation}({inner})"})
 
 
 def connection_of(kind):

@@ -31,7 +31,7 @@ def problem(name, B=3, T=5, D=4, H=6, seed=0):
 
 
 def by_equations(name, x, weights, h0, dy, dh):
-    return symbolic(equations.ALL[name], x, weights, {"h": h0}, {"y": dy, "h": dh})
+    return symbolic(equations.ALL[name].stages, x, weights, {"h": h0}, {"y": dy, "h": dh})
 
 
 def by_hand(name, x, weights, h0, dy, dh, lengths=None):
@@ -79,13 +79,13 @@ def test_the_backward_written_by_hand_is_the_one_derived(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backward_written_by_hand_is_the_one_of_autograd(name):
     args = problem(name, seed=1)
-    assert_agree(by_hand(name, *args), by_torch(Staged(equations.ALL[name], 4, 6), *args))
+    assert_agree(by_hand(name, *args), by_torch(Staged(equations.ALL[name].stages, 4, 6), *args))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if len(equations.ALL[n]) == 1])
+@pytest.mark.parametrize("name", [n for n in NAMES if len(equations.ALL[n].stages) == 1])
 def test_a_cell_of_one_stage_is_a_layer_with_the_same_gradients(name):
     args = problem(name, seed=2)
-    layer = Recurrent(*equations.ALL[name], 4, 6)
+    layer = Recurrent(equations.ALL[name].spec, 4, 6)
     assert_agree(by_torch(layer, *args), by_hand(name, *args))
 
 
@@ -109,7 +109,7 @@ def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck_passes(name):
     x, weights, h0, *_ = problem(name, B=2, T=3, D=2, H=3)
-    layer = Staged(equations.ALL[name], 2, 3).double()
+    layer = Staged(equations.ALL[name].stages, 2, 3).double()
     parameters = [TORCH.get(k, f"{k}_l0") for k in weights]
 
     def run(x, h0, *values):
@@ -155,7 +155,7 @@ def test_saturated_gates_stay_finite(name):
 
 
 def whole(name):
-    return equations.joined(equations.ALL[name], name)
+    return equations.ALL[name].joined()
 
 
 def test_cho_and_chung_are_one_cell_with_the_sign_of_a_z_turned():

@@ -273,7 +273,7 @@ def test_the_gate_of_gtrxl_is_chungs_gru_over_depth():
     names = {"h_prev": "x", "a_n": "a_h"}
     renamed = {sp.Symbol(a, real=True): sp.Symbol(b, real=True) for a, b in names.items()}
     gate = equations.GTRXL_RESET.subs(b=0), equations.GTRXL_WRITE
-    for theirs, ours in zip(gru.CHUNG, gate, strict=True):
+    for theirs, ours in zip(gru.CHUNG.stages, gate, strict=True):
         found = theirs.compose().values()
         for mine, other in zip(ours.compose().values(), found, strict=True):
             assert sp.simplify(mine - other.subs(renamed)) == 0
@@ -296,7 +296,7 @@ def gtrxl_problem(N=4, D=5, seed=0, scale=1.0):
 )
 def test_three_witnesses_of_the_gtrxl_gate_agree(shape, scale, seed):
     x, y, weights, dg = gtrxl_problem(*shape, seed, scale)
-    derived = symbolic_gtrxl(equations.GTRXL, x, y, weights, dg)
+    derived = symbolic_gtrxl(equations.GTRXL.stages, x, y, weights, dg)
     bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in derived.values()))
     g, saved = reference.forward_gtrxl(x, y, weights)
     hand = {"g": g} | {f"d_{k}": v for k, v in reference.backward_gtrxl(dg, saved).items()}

@@ -40,7 +40,7 @@ def by_autograd(name, x, weights, initial, dy, final):
     leaf = {k: torch.tensor(v, requires_grad=True) for k, v in weights.items()}
     state = {k: torch.tensor(v, requires_grad=True) for k, v in initial.items()}
     start, inputs = dict(state), torch.tensor(x, requires_grad=True)
-    spec = equations.ALL[name]
+    spec = equations.ALL[name].spec
     step, gates = spec.compile("torch"), [str(v) for v in spec.inputs if str(v).startswith("a_")]
     ys = []
     for t in range(x.shape[1]):
@@ -71,7 +71,7 @@ def assert_agree(found, expected, bound=1e-10):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backward_written_by_hand_is_the_one_derived(name):
     x, weights, initial, dy, final = problem(name)
-    derived = symbolic(equations.ALL[name], x, weights, initial, {"y": dy, **final})
+    derived = symbolic(equations.ALL[name].spec, x, weights, initial, {"y": dy, **final})
     assert_agree(by_hand(name, x, weights, initial, dy, final), derived)
 
 
@@ -111,7 +111,7 @@ def test_the_reference_is_torch_lstm():
 )
 def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
     x, weights, initial, dy, final = problem(name, *shape, seed=seed)
-    derived = symbolic(equations.ALL[name], x, weights, initial, {"y": dy, **final})
+    derived = symbolic(equations.ALL[name].spec, x, weights, initial, {"y": dy, **final})
     # With one feature, or with two nearly equal ones, a normalised value is ill-conditioned: its
     # derivative is up to 1/√ε = 316 a layer, so rounding may grow by its power.
     bound = 1e-6 if name == "layernorm" else 1e-10

@@ -266,7 +266,7 @@ def test_a_recurrent_lstm_is_read_like_torchs(lengths):
 def test_every_cell_of_the_book_is_read_and_ends_in_its_own_output(name):
     from gatelib.equations.lstm import ALL
 
-    spec = ALL[name]
+    spec = ALL[name].spec
     layer = recurrent(spec, 3, 4)
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     with record(layer) as seen:

@@ -47,7 +47,14 @@ SMALL_FIRST = Spec.parse(
     h = mean(w + silu(v) - c)*c
     """,
 )
-SPECS = [*equations.ALL.values(), GRU, MINIMAL, WIDE, CONSTANT, SMALL_FIRST]
+SPECS = [
+    *(known.spec for known in equations.ALL.values()),
+    GRU,
+    MINIMAL,
+    WIDE,
+    CONSTANT,
+    SMALL_FIRST,
+]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 every_impl = pytest.mark.parametrize("impl", ["fused", "reference"])
 

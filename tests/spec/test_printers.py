@@ -16,7 +16,7 @@ from gatelib.equations import gate, lstm
 from gatelib.functions import FUNCTIONS
 from gatelib.spec import Spec
 
-SPECS = [*lstm.ALL.values(), *gate.ALL.values()]
+SPECS = [known.spec for known in (lstm.ALL | gate.ALL).values()]
 IDS = [spec.name for spec in SPECS]
 
 

@@ -49,7 +49,8 @@ OVER_FEATURES = Spec.parse(
     p = softmax(2*x)*n - total(b*b)
     """,
 )
-SPECS = [*lstm.ALL.values(), *gate.ALL.values(), GRU, RATIONAL, DEEP, OVER_FEATURES]
+FAMILIES = lstm.ALL | gate.ALL
+SPECS = [*(known.spec for known in FAMILIES.values()), GRU, RATIONAL, DEEP, OVER_FEATURES]
 IDS = [spec.name for spec in SPECS]
 
 
