@@ -1,17 +1,20 @@
 # The two commands are `make book` and `make test`. Each installs what it needs on its first run.
 .DEFAULT_GOAL := help
-.PHONY: help book test chapters lab text execute bench pdf clean distclean
+.PHONY: help book test random chapters lab text execute bench pdf clean distclean
 
 PYTHON ?=
 CHAPTER ?=
 FRESH ?=
 TIMED ?=
+RUNS ?= 20
+SEED ?= $(shell date +%s)
 PY := .venv/bin/python
 READY := .venv/.ready
 
 help:
 	@echo "make book       build the book; prints the path of its first page"
 	@echo "make test       everything that shows the book is true (FRESH=1: forget what passed)"
+	@echo "make random     the random tests with other draws (RUNS=20 seeds, from SEED)"
 	@echo "make chapters   the chapters alone, compared with their stored outputs"
 	@echo "make execute    run chapters and store outputs (CHAPTER=06_lstm, TIMED=1)"
 	@echo "make text       pair chapters with text twins that are easy to edit"
@@ -41,6 +44,13 @@ book: $(READY)
 
 test: $(READY)
 	@$(PY) tools/stages.py $(if $(FRESH),--fresh) test
+
+# `make test` draws the same examples each time; this draws others, and says with which seeds.
+random: $(READY)
+	@failed=; for run in $$(seq 1 $(RUNS)); do seed=$$(($(SEED) + run)); echo "seed $$seed"; \
+	  $(PY) -m pytest tests --ignore=tests/site -m hypothesis -q -p no:cacheprovider \
+	    --hypothesis-profile=wide --hypothesis-seed=$$seed || failed="$$failed $$seed"; done; \
+	if [ -n "$$failed" ]; then echo "failed with the seeds$$failed"; exit 1; fi
 
 chapters: $(READY)
 	@$(PY) tools/stages.py $(if $(FRESH),--fresh) chapters

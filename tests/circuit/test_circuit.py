@@ -461,7 +461,7 @@ def small_specs(draw_value: st.DrawFn) -> Spec:
         return reject()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(small_specs())
 def test_random_circuits_are_sound(spec: Spec) -> None:
     """Even after a search so short that it may end in a clash."""

@@ -125,7 +125,7 @@ def test_diagnostics_are_made_within_a_second():
     assert time.process_time() - start < 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(length=st.integers(2, 60), seed=st.integers(0, 2**32))
 def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum(length, seed):
     x, y = diagnostics.adding(length, train_size=20, test_size=1, seed=seed).train
@@ -142,7 +142,7 @@ def test_adding_without_looking_costs_a_sixth():
     assert np.mean((y - 1) ** 2) == pytest.approx(1 / 6, abs=2e-3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(delay=st.integers(1, 30), width=st.integers(1, 6), symbols=st.integers(2, 9))
 def test_copy_asks_for_the_word_after_the_signal(delay, width, symbols):
     x, y = diagnostics.copy(delay, width, symbols, train_size=9, test_size=1).train
@@ -154,7 +154,7 @@ def test_copy_asks_for_the_word_after_the_signal(delay, width, symbols):
     assert (seen[:, -width:] == symbols).all() and (y[:, :-width] == symbols).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(length=st.integers(1, 40), symbols=st.integers(2, 9), distractors=st.integers(1, 4))
 def test_recall_first_shows_the_answer_once_and_first(length, symbols, distractors):
     x, y = diagnostics.recall_first(length, symbols, distractors, 9, 2).train

@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gatelib.data import DataPackageMissing, Vocabulary, _package, pad, reviews, words
@@ -300,7 +300,6 @@ def test_words_are_letters_and_digits_in_lower_case(text, expected):
     assert words(text) == expected
 
 
-@settings(deadline=None)
 @given(sequences=SEQUENCES, ends=st.booleans())
 def test_what_is_encoded_comes_back(sequences, ends):
     vocabulary = Vocabulary.fit(sequences)
@@ -312,7 +311,6 @@ def test_what_is_encoded_comes_back(sequences, ends):
     assert np.array_equal(ids != PAD, np.arange(ids.shape[1]) < lengths[:, None])
 
 
-@settings(deadline=None)
 @given(sequences=SEQUENCES, length=st.integers(2, 12), ends=st.booleans())
 def test_a_given_length_cuts_the_end_and_fills_with_padding(sequences, length, ends):
     vocabulary = Vocabulary.fit(sequences)
@@ -326,7 +324,6 @@ def test_a_given_length_cuts_the_end_and_fills_with_padding(sequences, length, e
         assert (ids[np.arange(len(ids)), lengths - 1] == END).all()
 
 
-@settings(deadline=None)
 @given(sequences=SEQUENCES, randomness=st.randoms(use_true_random=False))
 def test_the_order_of_the_sequences_does_not_change_the_ids(sequences, randomness):
     shuffled = list(sequences)

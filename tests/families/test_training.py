@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sympy as sp
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn import functional as F
@@ -65,11 +65,11 @@ def options(name, lr, one, two, epsilon, pull):
 NAMES = [name for name in equations.OPTIMIZERS if name != "adagrad_printed"]
 
 
-def gradients(seed, steps=STEPS, size=5):
+def gradients(seed, steps=STEPS, size=5, idle=0.3):
     """Random gradients of many sizes, some weights often idle: what gates see."""
     rng = np.random.default_rng(seed)
     scale = 10.0 ** rng.integers(-3, 3, size)
-    return rng.normal(size=(steps, size)) * scale * (rng.random((steps, size)) < 0.7)
+    return rng.normal(size=(steps, size)) * scale * (rng.random((steps, size)) >= idle)
 
 
 def by_hand(optimizer, w, given):
@@ -95,6 +95,28 @@ def by_equations(name, w, given, constants):
     return unfold(equations.OPTIMIZERS[name], {"G": given}, start, constants)["w"]
 
 
+def shaken(rng, value, *near, size=1e-9):
+    """A value with an error that is relative to it and to what it was made from."""
+    largest = np.max(np.abs([value, *near]), axis=0)
+    return value + size * largest * rng.choice([-1.0, 1.0], value.shape)
+
+
+def growth(optimizer, w, given, size=1e-9):
+    """By how much the path multiplies a relative error in all that each step computes.
+
+    A mean of gradients may be a small rest of large ones: its error is relative to those.
+    """
+    rng, state, moved = np.random.default_rng(0), optimizer.start(w), w
+    for G in given:
+        before = state
+        moved, state = optimizer.step(moved, G, state)
+        moved = shaken(rng, moved, size=size)
+        means = {k: shaken(rng, state[k], before[k], G, size=size) for k in "mn" if k in state}
+        state |= means | {k: shaken(rng, state[k], size=size) for k in "sv" if k in state}
+    path = by_hand(optimizer, w, given)
+    return np.abs(moved - path[-1]).max() / size / max(1.0, np.abs(path).max())
+
+
 def close(found, expected, bound=1e-10):
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     assert found.shape == expected.shape
@@ -104,25 +126,34 @@ def close(found, expected, bound=1e-10):
 # ---- optimisers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "rmsprop_centered"])
-@settings(max_examples=8, deadline=None)
-@given(lr=small, one=share, two=share, epsilon=eps, pull=decay, seed=st.integers(0, 999))
-def test_three_witnesses_make_the_same_hundred_steps(name, lr, one, two, epsilon, pull, seed):
-    """Where squares are soon forgotten there is no pull of a penalty.
+def hundred_steps(name, lr, one, two, epsilon, pull, seed):
+    """An optimiser in three languages, a weight and gradients on which a rounding stays small.
 
-    The pull depends on the weight. Divided by a root that holds little else and may be near 0, it
-    multiplies a rounding error by millions a step: then no two programs agree, however exact.
+    Squares that are soon forgotten leave a root that is 0 while a weight is idle and near 0 by
+    chance. What is divided by it is then a rest of older gradients, or the pull of a penalty,
+    each with a rounding error that grows by millions: no two programs agree, however exact. So
+    where the memory is short no weight is idle and no penalty pulls: `growth` stays below 1e5.
     """
     memory = {"rmsprop": one, "adam": two, "adamw": two}.get(name, 1.0)
-    pull = pull if memory >= 0.9 else 0.0
-    hand, peer, constants = options(name, lr, one, two, epsilon, pull)
-    w, given = np.random.default_rng(seed).normal(size=5), gradients(seed)
+    kept = memory >= 0.9
+    found = options(name, lr, one, two, epsilon, pull if kept else 0.0)
+    w = np.random.default_rng(seed).normal(size=5)
+    return *found, w, gradients(seed, idle=0.3 if kept else 0.0)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "rmsprop_centered"])
+@settings(max_examples=8)
+@given(lr=small, one=share, two=share, epsilon=eps, pull=decay, seed=st.integers(0, 999))
+@example(lr=0.0625, one=1.2e-7, two=0.0, epsilon=1e-10, pull=0.0, seed=0)
+def test_three_witnesses_make_the_same_hundred_steps(name, lr, one, two, epsilon, pull, seed):
+    hand, peer, constants, w, given = hundred_steps(name, lr, one, two, epsilon, pull, seed)
+    assume(growth(hand, w, given) < 1e5)
     expected = by_torch(peer, w, given)
     close(by_hand(hand, w, given), expected)
     close(by_equations(name, w, given, constants), expected)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lr=small, one=st.floats(0.1, 0.99), two=share, seed=st.integers(0, 999))
 def test_the_centered_root_agrees_where_it_is_not_all_rounding(lr, one, two, seed):
     """v - n² is a difference of near equals; epsilon keeps the root off its rounding."""
@@ -270,7 +301,7 @@ def multi_label(a, y):
     return F.binary_cross_entropy_with_logits(a, y, reduction="none").sum(1).mean()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 5)),
     scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
@@ -340,7 +371,7 @@ def test_the_loss_of_a_logit_is_the_loss_of_its_probability():
 # ---- penalties ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(w=st.floats(-3, 3), t=st.floats(0, 2))
 def test_proximal_steps_minimise_what_they_say(w, t):
     grid = np.linspace(-4, 4, 8001)
@@ -354,7 +385,7 @@ def test_proximal_steps_minimise_what_they_say(w, t):
         assert abs(step(weight, t)[0] - best) <= 1e-3 + 1e-9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(t=st.floats(0, 3), seed=st.integers(0, 99))
 def test_proximal_steps_are_their_equations(t, seed):
     w = np.random.default_rng(seed).normal(size=(3, 4))
@@ -362,7 +393,7 @@ def test_proximal_steps_are_their_equations(t, seed):
         close(getattr(reference, name)(w, t), spec.evaluate({"w": w, "t": t})["q"], 1e-14)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(t=st.floats(0, 3), seed=st.integers(0, 99))
 def test_a_group_is_shortened_by_the_threshold_or_gone(t, seed):
     w = np.random.default_rng(seed).normal(size=(5, 3))

@@ -1,6 +1,6 @@
 """The house: locked versions, import floors, clean files, targets, and the stage runner.
 
-Imports packaging, PyYAML, tools.stages.
+Imports Hypothesis, packaging, PyYAML, tools.stages.
 Must not import gatelib in this process: what it loads is tested in processes of its own.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -250,7 +251,7 @@ def test_no_large_file_is_kept():
 
 # --- commands ---------------------------------------------------------------------------------
 
-TARGETS = ("book", "test", "chapters", "lab", "text", "execute", "bench", "pdf", "clean")
+TARGETS = ("book", "test", "random", "chapters", "lab", "text", "execute", "bench", "pdf", "clean")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -290,6 +291,30 @@ def test_colab_copies_install_gatelib_first():
 )
 def test_colab_reads_the_one_address(text, address):
     assert colab.repository(text) == address
+
+
+# --- random tests -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["ci", "dev", "wide"])
+def test_random_tests_remember_no_failure_and_have_no_deadline(profile):
+    chosen = settings.get_profile(profile)
+    assert chosen.database is None and chosen.deadline is None
+    assert chosen.derandomize == (profile == "ci")
+
+
+def test_what_validates_draws_the_same_examples_each_time():
+    assert 'load_profile("ci")' in (ROOT / "tests" / "conftest.py").read_text()
+    assert "--hypothesis-profile=wide" in (ROOT / "Makefile").read_text()
+    weekly = yaml.safe_load((ROOT / ".github" / "workflows" / "random.yml").read_text())
+    assert "make random" in weekly["jobs"]["random"]["steps"][-1]["run"]
+
+
+def test_no_test_chooses_its_own_way_to_draw():
+    """The profiles decide; a test says at most how many examples it needs."""
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    found = [path for path in files if re.search(r"\b(derandomize|database)=", path.read_text())]
+    assert not found
 
 
 # --- the stage runner -------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_scan_agrees_whatever_is_kept(keep, dtype):
     assert_scan_agrees(LSTM, cell_inputs(LSTM, (2, 5, 9), dtype), dtype, kernels)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15, deadline=None)
 @given(
     spec=st.sampled_from([MINGRU, PEEPHOLE, HIDDEN]),
     batch=st.integers(1, 3),
