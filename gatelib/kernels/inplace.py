@@ -1,6 +1,7 @@
 """Writes a gate's equations as torch calls that fill buffers made beforehand (`out=`).
 
-Imports gatelib.spec, gatelib.functions and gatelib.printers; torch when a program is compiled.
+Imports gatelib.spec, gatelib.functions, gatelib.printers and gatelib.kernels.load; torch when a
+program is compiled.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 `gatelib.printers` writes code to read. This module writes the same equations for a loop over time,
@@ -12,7 +13,6 @@ normalisation its layer-norm backward.
 from __future__ import annotations
 
 import functools
-import linecache
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import sympy as sp
 
 from gatelib.functions import FUNCTIONS, Expr
+from gatelib.kernels.load import load
 from gatelib.printers import TORCH
 from gatelib.spec import Equation
 
@@ -69,11 +70,8 @@ def _compile(name: str, source: str) -> Callable[..., None]:
     import torch
     from torch.nn import functional
 
-    filename = f"<gatelib in place {name} {abs(hash(source)):x}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    namespace: dict[str, Any] = {"torch": torch, "F": functional}
-    exec(compile(source, filename, "exec"), namespace)
-    function: Callable[..., None] = namespace[name]
+    known = {"torch": torch, "F": functional}
+    function: Callable[..., None] = load(source, f"in place {name}", known)[name]
     return function
 
 
