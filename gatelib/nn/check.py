@@ -3,6 +3,8 @@ Imports torch.
 Must not import any other module of gatelib.
 """
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +15,15 @@ __all__ = [
     "check_dropout",
     "check_dtype",
     "check_flags",
+    "check_gate",
     "check_input",
     "check_lengths",
     "check_like",
+    "check_number",
     "check_projection",
     "check_sizes",
     "check_states",
+    "check_steps",
 ]
 
 
@@ -36,6 +41,29 @@ def check_flags(**flags: object) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected True or False, got {type(flag).__name__}")
+
+
+def check_number(number: object, name: str) -> None:
+    """It must be a finite real number."""
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, got {type(number).__name__}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+
+
+def check_steps(steps: object, name: str) -> None:
+    """It must be an integer of at least 2."""
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"{name}: expected an integer number of steps, got {type(steps).__name__}")
+    if steps < 2:
+        raise ValueError(f"{name}: expected at least 2 steps, got {steps}")
+
+
+def check_gate(gate: object, known: Sequence[str], layer: object) -> None:
+    """It must be one of the `known` gates of the layer."""
+    if gate not in tuple(known):
+        have = f"one of {', '.join(known)}" if known else "a layer with gates"
+        raise ValueError(f"gate: expected {have}, got {gate!r} for {type(layer).__name__}")
 
 
 def check_dropout(dropout: object, name: str = "dropout") -> None:

@@ -1,5 +1,5 @@
 """Shortcuts around any module: residual, gated, stochastic and dense; and deep stacks of them.
-Imports torch, gatelib.nn.check and gatelib.nn.init.
+Imports torch and gatelib.nn.check.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_sizes
-from gatelib.nn.init import check_forget_bias as check_number
+from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_number, check_sizes
 
 __all__ = ["Deep", "Dense", "Residual", "StochasticDepth"]
 

@@ -4,7 +4,7 @@ Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 The parameters are kept by `torch.nn.RNNBase`, so names, order, seeds and cuDNN's packing are
 torch's. No class derives from `torch.nn.LSTM` or its like: torch.compile refuses every such class.
-A family (LSTM, GRU, RNN) says only how one step goes and how its gates are initialised.
+A family (LSTM, GRU, RNN) says only how one step goes and what its gates are called.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +18,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gatelib.kernels.drop_in import CELLS, LAYERS, result_type, torch_layer
-from gatelib.nn import init
 from gatelib.nn.check import (
     check_batch_sizes,
     check_dropout,
     check_dtype,
     check_flags,
+    check_gate,
     check_input,
     check_projection,
     check_sizes,
     check_states,
 )
+from gatelib.nn.init import gate_rows
 
 __all__ = ["DropIn", "DropInCell", "DropInLayer", "Impl", "States", "Weights"]
 
@@ -63,12 +64,14 @@ class Weights(NamedTuple):
 class DropIn(nn.Module):
     """What the layer and the cell of one family share: its options, its step, the way to run.
 
-    A family says how one step goes (`_step`), how its gates are initialised (`_initialise`), which
-    of torch's kernels runs it, and which options are its own.
+    A family says how one step goes (`_step`), which gates its rows belong to, which of torch's
+    kernels runs it, and which options are its own.
     """
 
     impl: Impl = "auto"
+    memory_gates: ClassVar[tuple[str, str | None]] = ("f", None)
     _options: ClassVar[tuple[str, ...]] = ("impl",)
+    _gates: ClassVar[str] = ""  # the order of the blocks of rows in every packed weight
     _long: ClassVar[bool] = False  # is there a cell state beside the output?
     _kernel: str  # the name of torch's kernel
 
@@ -76,25 +79,25 @@ class DropIn(nn.Module):
         """One step in plain torch, from W_ih x + b_ih and states that may be wider."""
         raise NotImplementedError
 
-    def _initialise(self, weights: Weights) -> None:
-        """Change what torch drew for one direction of one layer."""
-
     def _directions(self) -> list[Weights]:
         raise NotImplementedError
 
     def _set_options(self, **options: object) -> None:
         for name, value in options.items():
             setattr(self, name, value)
-        self._initialise_all()
 
-    def _initialise_all(self) -> None:
-        for weights in self._directions():
-            self._initialise(weights)
+    def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
+        """Views of both biases of one gate, for each layer and direction: see `gatelib.nn.init`.
 
-    def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)), then do what the options say."""
-        super().reset_parameters()  # type: ignore[misc]
-        self._initialise_all()
+        Raises ValueError for a gate that the layer doesn't have, and for a layer without biases.
+        """
+        check_gate(gate, self._gates, self)
+        if not self.bias:
+            raise ValueError(f"bias: expected True where gate {gate!r} is given one, got False")
+        return [
+            tuple(gate_rows(bias.detach(), gate, self._gates) for bias in weights.biases)
+            for weights in self._directions()
+        ]
 
     def extra_repr(self) -> str:
         """Torch's line, and the options that aren't at their default."""
@@ -356,37 +359,6 @@ class DropInCell(DropIn, nn.RNNCellBase, Generic[State]):
         found = kernel(input.unsqueeze(0), self._outward(rows), *weights[:4])
         found = found if self._long else (found,)
         return cast(State, self._outward([state.squeeze(0) for state in found]))
-
-
-def set_memory(
-    weights: Weights, value: float | None, chrono: int | None, order: str, keep: str, write: str
-) -> None:
-    """Set the biases of the gate that keeps the old memory, and of the one that writes, if any.
-
-    Args:
-        weights: of one direction of one layer; its biases are changed in place.
-        value: the total bias of the gate that keeps; None to leave it.
-        chrono: T_max of the chrono initialisation in time steps; None for another.
-        order: the gates in the order of their blocks of rows.
-        keep: the gate that multiplies the old memory.
-        write: the gate that multiplies the new one; "" where it is 1 - keep.
-    """
-    if value is not None:
-        init.forget_bias_(weights.biases, value, order, keep)
-    if chrono is not None:
-        init.chrono_(weights.biases, chrono, order, keep, write or None)
-
-
-def check_memory(name: str, value: object, chrono: object, bias: bool) -> None:
-    """At most one of `value`, a finite number, and `chrono`, at least 2; either needs `bias`."""
-    if value is not None:
-        init.check_forget_bias(value, name)
-    if chrono is not None:
-        init.check_chrono(chrono)
-    if value is not None and chrono is not None:
-        raise ValueError(f"{name}, chrono: expected at most one, got both")
-    if (value is not None or chrono is not None) and bias is False:
-        raise ValueError(f"bias: expected True where {name} or chrono is given, got False")
 
 
 def _check_common(dtype: object, impl: object, **_: object) -> None:

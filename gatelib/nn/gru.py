@@ -11,33 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gatelib.nn.check import check_flags
-from gatelib.nn.drop_in import (
-    DropIn,
-    DropInCell,
-    DropInLayer,
-    Impl,
-    States,
-    Weights,
-    check_memory,
-    set_memory,
-)
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
 
 __all__ = ["GRU", "GRUCell"]
-
-GATES = "rzn"  # the order of the blocks of rows in every packed weight, as in torch
 
 
 class _Family(DropIn):
     """What GRU and GRUCell share."""
 
     reset_after: bool = True
-    update_bias: float | None = None
-    chrono: int | None = None
-    _options = ("reset_after", "update_bias", "chrono", "impl")
+    memory_gates = ("z", None)
+    _options = ("reset_after", "impl")
+    _gates = "rzn"
     _kernel = "gru"
-
-    def _initialise(self, weights: Weights) -> None:
-        set_memory(weights, self.update_bias, self.chrono, GATES, keep="z", write="")
 
     def _wants_reference(self, tensors: Sequence[Tensor | None]) -> bool:
         _check_impl(self.reset_after, self.impl)
@@ -64,7 +50,7 @@ class _Family(DropIn):
 
 
 class GRU(_Family, DropInLayer[Tensor]):
-    """A drop-in for `torch.nn.GRU` with initialisation options, a readable twin, and Cho's order.
+    """A drop-in for `torch.nn.GRU` with a readable twin, and Cho's order.
 
         r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh), each with its own rows
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn)), or with `reset_after=False`
@@ -85,23 +71,18 @@ class GRU(_Family, DropInLayer[Tensor]):
         reset_after: whether the reset gate acts after the product with h, as in torch and cuDNN,
             or before it, as in the papers. Before, the rows n of `bias_hh` stand outside the
             gate: they add to those of `bias_ih`, and one of the two would do.
-        update_bias: the initial total bias of the update gates z; above 0 the layer starts by
-            keeping its state. b_ih gets it, b_hh gets 0.
-        chrono: T_max of the chrono initialisation, in time steps (Tallec & Ollivier 2018,
-            arXiv:1804.11188): z starts at sigmoid(log U(1, T_max - 1)), a memory of 2 to T_max
-            steps. The bias is positive because z keeps; where the gate writes it is negative.
         impl: "fused" is torch's kernel, which exists for `reset_after=True` alone. "reference"
             is a loop in plain torch, whose every derivative exists and whose state is float32
             under lower precision. "auto" is fused, and reference without a kernel and in
             forward-mode differentiation.
 
     Derivatives, torch.compile, torch.export and torch.vmap are as for `LSTM`. Where the loop runs,
-    torch.compile unrolls it.
+    torch.compile unrolls it. `init.open_(layer, "z", bias)` and `init.chrono_` of `gatelib.nn` set
+    how the update gates start; a bias above 0 keeps, where a gate that writes needs one below.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, `update_bias` and `chrono` are both given, one of
-            them without `bias`, or `impl="fused"` with `reset_after=False`.
+        ValueError: an argument is out of range, or `impl="fused"` with `reset_after=False`.
 
     Source: Cho et al. 2014, arXiv:1406.1078; Chung et al. 2014, arXiv:1412.3555.
     """
@@ -119,11 +100,9 @@ class GRU(_Family, DropInLayer[Tensor]):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
-        update_bias: float | None = None,
-        chrono: int | None = None,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(bias, reset_after, update_bias, chrono, impl)
+        options = _options(reset_after, impl)
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
         super().__init__("GRU", sizes, flags, dropout, 0, device, dtype, **options)
 
@@ -137,7 +116,7 @@ class GRUCell(_Family, DropInCell[Tensor]):
         bias: whether the preactivations have their two biases.
         device: where the parameters live.
         dtype: their floating-point type.
-        reset_after, update_bias, chrono: as for `GRU`.
+        reset_after: as for `GRU`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `GRU`.
 
     Raises:
@@ -156,23 +135,17 @@ class GRUCell(_Family, DropInCell[Tensor]):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
-        update_bias: float | None = None,
-        chrono: int | None = None,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(bias, reset_after, update_bias, chrono, impl)
+        options = _options(reset_after, impl)
         super().__init__((input_size, hidden_size), bias, 3, device, dtype, **options)
 
 
-def _options(
-    bias: bool, reset_after: bool, update_bias: float | None, chrono: int | None, impl: Impl
-) -> dict[str, Any]:
+def _options(reset_after: bool, impl: Impl) -> dict[str, Any]:
     """A GRU's own options, checked."""
     check_flags(reset_after=reset_after)
-    check_memory("update_bias", update_bias, chrono, bias)
     _check_impl(reset_after, impl)
-    options = {"reset_after": reset_after, "update_bias": update_bias}
-    return {**options, "chrono": chrono, "impl": impl}
+    return {"reset_after": reset_after, "impl": impl}
 
 
 def _check_impl(reset_after: bool, impl: Impl) -> None:

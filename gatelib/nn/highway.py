@@ -1,5 +1,5 @@
 """Gates over depth as torch layers: Highway, the gate of GTrXL, and RecurrentHighway.
-Imports torch, gatelib.kernels.highway, gatelib.nn.check and gatelib.nn.recurrent.
+Imports torch, gatelib.kernels.highway, gatelib.nn.check, gatelib.nn.init and gatelib.nn.recurrent.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatelib.kernels import highway as kernel
-from gatelib.nn.check import check_dtype, check_flags, check_input, check_like, check_sizes
+from gatelib.nn.check import (
+    check_dtype,
+    check_flags,
+    check_gate,
+    check_input,
+    check_like,
+    check_number,
+    check_sizes,
+)
+from gatelib.nn.init import gate_rows
 from gatelib.nn.recurrent import LOW_PRECISION, Impl, check_impl, output_type, takes_reference
 
 __all__ = ["GTrXLGate", "Highway", "RecurrentHighway"]
@@ -55,6 +64,8 @@ class Highway(nn.Module):
     Source: Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. 2 and 3.
     """
 
+    memory_gates = ("c", "t")
+
     def __init__(
         self,
         features: int,
@@ -72,7 +83,7 @@ class Highway(nn.Module):
         check_flags(coupled=coupled)
         check_dtype(dtype)
         check_impl(impl)
-        check_bias(bias)
+        check_number(bias, "bias")
         if activation not in kernel.ACTIVATIONS:
             known = sorted(kernel.ACTIVATIONS)
             raise ValueError(f"activation: expected one of {known}, got {activation!r}")
@@ -92,6 +103,10 @@ class Highway(nn.Module):
         gates = self.bias.data[:, self.features :]
         gates[:, : self.features] = self.initial_bias
         gates[:, self.features :] = -self.initial_bias
+
+    def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
+        """Views of the bias of gate "t", or "c", layer by layer: see `gatelib.nn.init`."""
+        return _gate_biases(self, self.bias, gate)
 
     def forward(self, input: Tensor) -> Tensor:
         """Pass (..., D) through all layers; the result has the same shape.
@@ -169,7 +184,7 @@ class GTrXLGate(nn.Module):
         super().__init__()
         check_sizes(features=features)
         check_dtype(dtype)
-        check_bias(bias)
+        check_number(bias, "bias")
         self.features, self.initial_bias = features, float(bias)
         options = {"device": device, "dtype": dtype}
         self.weight_y = nn.Parameter(torch.empty(3 * features, features, **options))
@@ -232,6 +247,8 @@ class RecurrentHighway(nn.Module):
     Source: Zilly et al. 2016, arXiv:1607.03474, section 4.
     """
 
+    memory_gates = ("c", "t")
+
     def __init__(
         self,
         input_size: int,
@@ -247,7 +264,7 @@ class RecurrentHighway(nn.Module):
         check_sizes(input_size=input_size, hidden_size=hidden_size, depth=depth)
         check_flags(coupled=coupled)
         check_dtype(dtype)
-        check_bias(bias)
+        check_number(bias, "bias")
         self.input_size, self.hidden_size, self.depth = input_size, hidden_size, depth
         self.initial_bias, self.coupled = float(bias), coupled
         rows, options = (2 if coupled else 3) * hidden_size, {"device": device, "dtype": dtype}
@@ -263,6 +280,10 @@ class RecurrentHighway(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
         self.bias.data[:, size : 2 * size] = self.initial_bias
         self.bias.data[:, 2 * size :] = -self.initial_bias
+
+    def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
+        """Views of the bias of gate "t", or "c", layer by layer: see `gatelib.nn.init`."""
+        return _gate_biases(self, self.bias, gate)
 
     def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, D) from a state (B, H), zeros if None: (B, T, H) and the last state.
@@ -305,12 +326,12 @@ class RecurrentHighway(nn.Module):
         return f"{text}, bias={self.initial_bias:g}, coupled={self.coupled}"
 
 
-def check_bias(bias: object) -> None:
-    """It must be a finite real number."""
-    if isinstance(bias, bool) or not isinstance(bias, int | float):
-        raise TypeError(f"bias: expected a real number, got {type(bias).__name__}")
-    if not math.isfinite(bias):
-        raise ValueError(f"bias: expected a finite number, got {bias}")
+def _gate_biases(
+    layer: Highway | RecurrentHighway, bias: Tensor, gate: str
+) -> list[tuple[Tensor, ...]]:
+    gates = "t" if layer.coupled else "tc"
+    check_gate(gate, gates, layer)
+    return [(gate_rows(rows, gate, f"n{gates}"),) for rows in bias.detach()]
 
 
 def _stream_type(weight: Tensor) -> torch.dtype:

@@ -1,23 +1,39 @@
-"""Initialisers of gates, by biases that open or close them, and of recurrent matrices.
-Imports torch.
+"""Initialisers: gates opened or shut by their biases, memories spread, recurrent matrices set.
+Imports gatelib.nn.check and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
-Packed weights stack one block of rows per gate. Every function takes the order of the
-blocks, so the same initialiser serves an LSTM ("ifgo"), a GRU ("rzn") or your own cell.
+Each is a function that is called on a layer after the layer's own draw, changes its parameters in
+place, and returns it: `layer = init.chrono_(LSTM(8, 64), 50)`. The layer's `reset_parameters`
+draws anew, without them.
+
+A layer with gates says where their biases are. Its `gate_biases(gate)` lists, for each layer and
+direction in the order in which the parameters are drawn, the views of all biases that add up to
+the preactivation of that gate; it raises ValueError for a gate that it doesn't have. Its
+`memory_gates` are the gate that multiplies the old memory and the one that multiplies the new,
+None where that is 1 minus the first.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Matrix", "chrono_", "forget_bias_", "gate_rows", "recurrent_"]
+from gatelib.nn.check import check_number, check_steps
+
+__all__ = ["Gated", "Matrix", "chrono_", "forget_bias_", "gate_rows", "open_", "recurrent_"]
 
 Matrix = Literal["orthogonal", "identity"]
 """How a recurrent matrix may start; see `recurrent_`."""
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Gated(Protocol):
+    """A layer that says where the biases of its gates are."""
+
+    def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
+        """Views of the biases that add up to the gate's preactivation, by layer and direction."""
 
 
 def gate_rows(packed: Tensor, gate: str, order: Sequence[str] = "ifgo") -> Tensor:
@@ -48,144 +64,182 @@ def gate_rows(packed: Tensor, gate: str, order: Sequence[str] = "ifgo") -> Tenso
     return packed[start : start + size]
 
 
-def _set_gate(biases: Sequence[Tensor], gate: str, order: Sequence[str], value: Tensor) -> None:
-    """Make the sum of all biases equal `value` in the rows of one gate: the first gets it all."""
-    for index, bias in enumerate(biases):
-        rows = gate_rows(bias, gate, order)
-        rows.copy_(value.expand_as(rows) if index == 0 else torch.zeros_like(rows))
+def open_(layer: Layer, gate: str, bias: float) -> Layer:
+    """Set the initial bias of one gate in every layer and direction, in place.
 
-
-def _biases(biases: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """The biases as a non-empty list."""
-    found = [biases] if isinstance(biases, Tensor) else list(biases)
-    if not found:
-        raise ValueError("biases: expected at least one tensor, got none")
-    for bias in found:
-        if not isinstance(bias, Tensor):
-            raise TypeError(f"biases: expected tensors, got {type(bias).__name__}")
-    return found
-
-
-@torch.no_grad()
-def forget_bias_(
-    biases: Tensor | Sequence[Tensor],
-    value: float,
-    order: Sequence[str] = "ifgo",
-    gate: str = "f",
-) -> None:
-    """Set the bias of the forget gate once, in place.
-
-    Torch adds two biases to each preactivation. Writing 1 into both makes the gate start at
-    sigmoid(2), a known bug. Here the first bias gets `value` and the others 0, so that their
-    sum is `value`.
+    Torch adds two biases to each preactivation. Writing 1 into both makes a gate start at
+    sigmoid(2), a known bug. Here the first bias gets the value and the others 0, so that their sum
+    is the value.
 
     Args:
-        biases: every bias that is added to the same preactivations, each (gates * hidden_size,).
-        value: the total bias, in units of the preactivation. sigmoid(value) is the initial gate.
-        order: the names of the gates in the order of their blocks.
-        gate: the name of the forget gate.
+        layer: an LSTM, a GRU, their cells, a Recurrent, a Highway: any with `gate_biases`.
+        gate: the name of the gate.
+        bias: the total bias, in units of the preactivation. sigmoid(bias) is where the gate
+            starts: above 0 it is open, below 0 it is shut.
+
+    Returns:
+        The layer.
 
     Raises:
-        TypeError: `value` is no real number.
-        ValueError: `value` isn't finite, or `gate` isn't in `order`.
+        TypeError: `bias` is no real number, or the layer has no `gate_biases`.
+        ValueError: `bias` isn't finite, or the layer has no such gate or no bias for it.
+    """
+    check_number(bias, "bias")
+    for biases in _gate_biases(layer, gate):
+        _set_sum(biases, biases[0].new_tensor(float(bias)))
+    return layer
+
+
+def forget_bias_(layer: Layer, value: float) -> Layer:
+    """Set the initial bias of the gate that keeps the old memory, in place.
+
+    That is f of an LSTM and of a `Recurrent`, z of a GRU: above 0 the layer starts by keeping.
+
+    Args:
+        layer, value: as `layer` and `bias` of `open_`.
+
+    Returns:
+        The layer.
+
+    Raises:
+        TypeError, ValueError: as `open_`.
 
     Source: Gers, Schmidhuber & Cummins 2000, "Learning to forget"; Jozefowicz et al. 2015.
     """
-    check_forget_bias(value, "value")
-    found = _biases(biases)
-    _set_gate(found, gate, order, found[0].new_tensor(float(value)))
+    check_number(value, "value")
+    return open_(layer, _memory_gates(layer)[0], value)
 
 
-@torch.no_grad()
-def chrono_(
-    biases: Tensor | Sequence[Tensor],
-    t_max: int,
-    order: Sequence[str] = "ifgo",
-    forget_gate: str = "f",
-    input_gate: str | None = "i",
-    generator: torch.Generator | None = None,
-) -> None:
+def chrono_(layer: Layer, t_max: int, generator: torch.Generator | None = None) -> Layer:
     """Chrono initialisation, in place: b_f = log U(1, t_max - 1) and b_i = -b_f.
 
-    A unit with forget gate f remembers for about 1 / (1 - f) steps. This draw spreads the
-    memories of the units uniformly between 2 and `t_max` steps.
+    A unit whose gate f keeps its memory remembers for about 1 / (1 - f) steps. This draw spreads
+    the memories of the units uniformly between 2 and `t_max` steps. A GRU has z in the place of f,
+    and no b_i: what z doesn't keep is written.
 
     Args:
-        biases: every bias that is added to the same preactivations, each (gates * hidden_size,).
+        layer: as for `open_`.
         t_max: the longest dependency expected, in time steps.
-        order: the names of the gates in the order of their blocks.
-        forget_gate: the name of the forget gate.
-        input_gate: the name of the input gate; None for a cell whose input gate is 1 - f.
         generator: the source of randomness; None for torch's global one.
 
+    Returns:
+        The layer.
+
     Raises:
-        TypeError: `t_max` is no integer.
-        ValueError: `t_max` < 2, or a gate isn't in `order`.
+        TypeError: `t_max` is no integer, or the layer has no `gate_biases`.
+        ValueError: `t_max` < 2, or the layer has no gate that keeps or no bias for it.
 
     Source: Tallec & Ollivier 2018, arXiv:1804.11188, equation 16.
     """
-    check_chrono(t_max, "t_max")
-    found = _biases(biases)
-    forget = torch.empty_like(gate_rows(found[0], forget_gate, order))
-    forget.uniform_(1.0, float(t_max - 1), generator=generator).log_()
-    _set_gate(found, forget_gate, order, forget)
-    if input_gate is not None:
-        _set_gate(found, input_gate, order, -forget)
+    check_steps(t_max, "t_max")
+    keep, write = _memory_gates(layer)
+    kept = _gate_biases(layer, keep)
+    written = [()] * len(kept) if write is None else _gate_biases(layer, write)
+    for keeping, writing in zip(kept, written, strict=True):
+        drawn = torch.empty_like(keeping[0])
+        drawn.uniform_(1.0, float(t_max - 1), generator=generator).log_()
+        _set_sum(keeping, drawn)
+        _set_sum(writing, -drawn)
+    return layer
 
 
 @torch.no_grad()
 def recurrent_(
-    weight: Tensor, kind: Matrix, scale: float = 1.0, generator: torch.Generator | None = None
-) -> None:
-    """Set a recurrent matrix, in place; each block of H rows where it stacks several.
+    layer: Layer, kind: Matrix, scale: float = 1.0, generator: torch.Generator | None = None
+) -> Layer:
+    """Set the recurrent matrices of a layer, in place, each block of H rows by itself.
+
+    Other parameters stay as they are: Le et al. also set the biases to 0.
 
     Args:
-        weight: (blocks * H, H).
+        layer: any with parameters `weight_hh…`, each (blocks * H, H): the drop-ins and their
+            cells, torch's own, a Recurrent, a RecurrentHighway.
         kind: "orthogonal", drawn uniformly, in float32 for a narrower type; or "identity".
-        scale: a factor on the matrix; every singular value starts at its size.
+        scale: a factor on the matrices; every singular value starts at its size.
         generator: the source of randomness; None for torch's global one.
 
+    Returns:
+        The layer.
+
     Raises:
-        TypeError: `scale` is no real number.
-        ValueError: `kind` is unknown, `scale` isn't finite, or the blocks aren't square.
+        TypeError: `scale` is no real number, or `layer` no module.
+        ValueError: `kind` is unknown, `scale` isn't finite, there is no such parameter, or its
+            blocks aren't square.
 
     Source: the identity, Le, Jaitly & Hinton 2015, arXiv:1504.00941; orthogonal matrices, Saxe,
     McClelland & Ganguli 2013, arXiv:1312.6120.
     """
-    check_recurrent(kind, scale)
-    if weight.dim() != 2 or weight.size(0) % weight.size(1):
-        raise ValueError(f"weight: expected (blocks * H, H), got shape {tuple(weight.shape)}")
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    for block in torch.split(weight, weight.size(1)):
-        start = torch.empty_like(block, dtype=wide)
-        if kind == "identity":
-            torch.nn.init.eye_(start)
-        else:
-            torch.nn.init.orthogonal_(start, generator=generator)
-        block.copy_(start * scale)
-
-
-def check_recurrent(kind: object, scale: object) -> None:
-    """Raise, naming the argument, unless `kind` is known or None and `scale` finite, or 1."""
-    if kind is not None and kind not in get_args(Matrix):
+    if kind not in get_args(Matrix):
         expected = " or ".join(map(repr, get_args(Matrix)))
-        raise ValueError(f"initialization: expected None, {expected}, got {kind!r}")
-    check_forget_bias(scale, "scale")
-    if kind is None and scale != 1:
-        raise ValueError(f"scale: expected 1.0 where initialization is None, got {scale}")
+        raise ValueError(f"kind: expected {expected}, got {kind!r}")
+    check_number(scale, "scale")
+    for weight in _recurrent_weights(layer):
+        rows = weight.view(-1, weight.size(-1))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        for block in torch.split(rows, weight.size(-1)):
+            start = torch.empty_like(block, dtype=wide)
+            if kind == "identity":
+                nn.init.eye_(start)
+            else:
+                nn.init.orthogonal_(start, generator=generator)
+            block.copy_(start * scale)
+    return layer
 
 
-def check_forget_bias(value: object, name: str = "forget_bias") -> None:
-    """Raise, naming the argument, unless `value` is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a real number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+@torch.no_grad()
+def _set_sum(biases: Sequence[Tensor], value: Tensor) -> None:
+    """Make the sum of all biases equal `value`: the first gets it all."""
+    for index, bias in enumerate(biases):
+        bias.copy_(value.expand_as(bias) if index == 0 else torch.zeros_like(bias))
 
 
-def check_chrono(t_max: object, name: str = "chrono") -> None:
-    """Raise, naming the argument, unless `t_max` is an integer of at least 2."""
-    if isinstance(t_max, bool) or not isinstance(t_max, int):
-        raise TypeError(f"{name}: expected an integer number of steps, got {type(t_max).__name__}")
-    if t_max < 2:
-        raise ValueError(f"{name}: expected at least 2 steps, got {t_max}")
+def _gate_biases(layer: nn.Module, gate: str) -> list[tuple[Tensor, ...]]:
+    if not hasattr(layer, "gate_biases"):
+        expected = "a layer that has gate_biases, as LSTM, GRU, Recurrent and Highway have"
+        raise TypeError(f"layer: expected {expected}, got {type(layer).__name__}")
+    gated: Gated = layer  # type: ignore[assignment]
+    return [tuple(bias.detach() for bias in biases) for biases in gated.gate_biases(gate)]
+
+
+def _memory_gates(layer: nn.Module) -> tuple[str, str | None]:
+    """The gate that keeps and the one that writes; f and i where the layer doesn't say."""
+    if hasattr(layer, "memory_gates"):
+        known: tuple[str, str | None] = layer.memory_gates  # type: ignore[assignment]
+        return known
+    gates = getattr(getattr(layer, "cell", None), "gates", ())
+    return "f", "i" if "i" in gates else None
+
+
+def _recurrent_weights(layer: nn.Module) -> list[Tensor]:
+    """The recurrent matrices in the order in which they are drawn."""
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"layer: expected a module, got {type(layer).__name__}")
+    named = layer.named_parameters(recurse=False)
+    found: list[Tensor] = [value for name, value in named if name.startswith("weight_hh")]
+    if not found:
+        raise ValueError(f"layer: expected one that has weight_hh, got {type(layer).__name__}")
+    for weight in found:
+        if weight.dim() < 2 or weight.size(-2) % weight.size(-1):
+            shape = tuple(weight.shape)
+            raise ValueError(f"weight_hh: expected (blocks * H, H), got shape {shape}")
+    return found
+
+
+# ---- for nn.Recurrent's flags, until they go ----
+
+
+def packed_forget_bias_(biases: Sequence[Tensor], value: float, order: Sequence[str]) -> None:
+    """Set the bias of the gate f in packed biases that are added to each other."""
+    rows = [gate_rows(bias.detach(), "f", order) for bias in biases]
+    _set_sum(rows, rows[0].new_tensor(float(value)))
+
+
+def packed_chrono_(
+    biases: Sequence[Tensor], t_max: int, order: Sequence[str], input_gate: str | None = "i"
+) -> None:
+    """Draw the biases of the gates f and i in packed biases that are added to each other."""
+    forget = torch.empty_like(gate_rows(biases[0].detach(), "f", order))
+    forget.uniform_(1.0, float(t_max - 1)).log_()
+    _set_sum([gate_rows(bias.detach(), "f", order) for bias in biases], forget)
+    if input_gate is not None:
+        _set_sum([gate_rows(bias.detach(), input_gate, order) for bias in biases], -forget)

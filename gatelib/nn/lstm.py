@@ -1,5 +1,5 @@
 """LSTM and LSTMCell: drop-ins for torch's, run by torch's own kernels.
-Imports gatelib.nn.drop_in, gatelib.nn.init through it, and torch.
+Imports gatelib.nn.drop_in and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -9,33 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatelib.nn.drop_in import (
-    DropIn,
-    DropInCell,
-    DropInLayer,
-    Impl,
-    States,
-    Weights,
-    check_memory,
-    set_memory,
-)
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
 
 __all__ = ["LSTM", "LSTMCell"]
-
-GATES = "ifgo"  # the order of the blocks of rows in every packed weight, as in torch
 
 
 class _Family(DropIn):
     """What LSTM and LSTMCell share."""
 
-    forget_bias: float | None = None
-    chrono: int | None = None
-    _options = ("forget_bias", "chrono", "impl")
+    memory_gates = ("f", "i")
+    _gates = "ifgo"
     _long = True
     _kernel = "lstm"
-
-    def _initialise(self, weights: Weights) -> None:
-        set_memory(weights, self.forget_bias, self.chrono, GATES, keep="f", write="i")
 
     def _step(self, from_x: Tensor, states: States, weights: Weights) -> States:
         """The elementwise part has the precision of the cell state."""
@@ -48,7 +33,7 @@ class _Family(DropIn):
 
 
 class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
-    """A drop-in for `torch.nn.LSTM` with initialisation options and a readable twin.
+    """A drop-in for `torch.nn.LSTM` with a readable twin.
 
         i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh), each with its own rows
         g = tanh(the same, with its own rows)
@@ -69,9 +54,6 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
         proj_size: features P of the output where it is projected; 0 for none, then P = H.
         device: where the parameters live.
         dtype: their floating-point type.
-        forget_bias: the initial total bias of the forget gates. b_ih gets it, b_hh gets 0.
-        chrono: T_max of the chrono initialisation, in time steps (Tallec & Ollivier 2018,
-            arXiv:1804.11188).
         impl: "fused" is torch's kernel. "reference" is a loop in plain torch, whose every
             derivative exists and whose cell state is float32 under lower precision. "auto" is
             fused, and reference in forward-mode differentiation, which the kernel lacks.
@@ -81,10 +63,11 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
     the forward again, and refuses to be differentiated. torch.export keeps torch's own
     operator, which fixes the number of time steps. torch.vmap needs "reference".
 
+    `init.forget_bias_` and `init.chrono_` of `gatelib.nn` set how its forget gates start.
+
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, `forget_bias` and `chrono` are both given, or
-            one of them without `bias`.
+        ValueError: an argument is out of range.
 
     Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; projections, arXiv:1402.1128.
     """
@@ -102,14 +85,10 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        forget_bias: float | None = None,
-        chrono: int | None = None,
         impl: Impl = "auto",
     ) -> None:
-        check_memory("forget_bias", forget_bias, chrono, bias)
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
-        options: dict[str, Any] = {"forget_bias": forget_bias, "chrono": chrono, "impl": impl}
-        super().__init__("LSTM", sizes, flags, dropout, proj_size, device, dtype, **options)
+        super().__init__("LSTM", sizes, flags, dropout, proj_size, device, dtype, impl=impl)
 
 
 class LSTMCell(_Family, DropInCell[tuple[Tensor, Tensor]]):
@@ -121,8 +100,6 @@ class LSTMCell(_Family, DropInCell[tuple[Tensor, Tensor]]):
         bias: whether the preactivations have their two biases.
         device: where the parameters live.
         dtype: their floating-point type.
-        forget_bias: as for `LSTM`.
-        chrono: as for `LSTM`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `LSTM`.
 
     Raises:
@@ -140,10 +117,6 @@ class LSTMCell(_Family, DropInCell[tuple[Tensor, Tensor]]):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        forget_bias: float | None = None,
-        chrono: int | None = None,
         impl: Impl = "auto",
     ) -> None:
-        check_memory("forget_bias", forget_bias, chrono, bias)
-        options: dict[str, Any] = {"forget_bias": forget_bias, "chrono": chrono, "impl": impl}
-        super().__init__((input_size, hidden_size), bias, 4, device, dtype, **options)
+        super().__init__((input_size, hidden_size), bias, 4, device, dtype, impl=impl)

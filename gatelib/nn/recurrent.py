@@ -26,7 +26,10 @@ from gatelib.nn.check import (
     check_lengths,
     check_sizes,
 )
-from gatelib.nn.init import check_chrono, check_forget_bias, chrono_, forget_bias_
+from gatelib.nn.check import check_number as check_forget_bias
+from gatelib.nn.check import check_steps as check_chrono
+from gatelib.nn.init import packed_chrono_ as chrono_
+from gatelib.nn.init import packed_forget_bias_ as forget_bias_
 from gatelib.spec import Spec
 
 __all__ = ["Recurrent"]
@@ -333,9 +336,9 @@ def _check_initialisation(
         raise ValueError("forget_bias: expected None where chrono is given, got both")
     name = "forget_bias" if forget_bias is not None else "chrono"
     if forget_bias is not None:
-        check_forget_bias(forget_bias)
+        check_forget_bias(forget_bias, "forget_bias")
     else:
-        check_chrono(chrono)
+        check_chrono(chrono, "chrono")
     if "f" not in known.gates:
         raise ValueError(f"{name}: expected a Spec with a forget gate `a_f`, got {known.spec.name}")
     if not bias and "b_f" not in known.vectors:

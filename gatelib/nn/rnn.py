@@ -1,5 +1,5 @@
 """RNN and RNNCell, drop-ins for torch's; Jordan's net; an RNN with a skip over k steps.
-Imports gatelib.nn.drop_in, gatelib.nn.init, gatelib.nn.check and torch.
+Imports gatelib.nn.drop_in, gatelib.nn.check and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatelib.nn import init
 from gatelib.nn.check import check_dtype, check_flags, check_input, check_like, check_sizes
 from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
 
@@ -28,17 +27,10 @@ class _Family(DropIn):
     """What RNN and RNNCell share."""
 
     nonlinearity: Nonlinearity
-    initialization: init.Matrix | None = None
-    scale: float = 1.0
-    _options = ("initialization", "scale", "impl")
 
     @property
     def _kernel(self) -> str:  # type: ignore[override]
         return f"rnn_{self.nonlinearity}"
-
-    def _initialise(self, weights: Weights) -> None:
-        if self.initialization is not None:
-            init.recurrent_(weights.w_hh, self.initialization, self.scale)
 
     def _step(self, from_x: Tensor, states: States, weights: Weights) -> States:
         h = states[0].to(from_x.dtype)
@@ -47,7 +39,7 @@ class _Family(DropIn):
 
 
 class RNN(_Family, DropInLayer[Tensor]):
-    """A drop-in for `torch.nn.RNN` with initialisation options and a readable twin.
+    """A drop-in for `torch.nn.RNN` with a readable twin.
 
         h = tanh(W_ih x + b_ih + W_hh h_prev + b_hh), or relu of the same
 
@@ -60,20 +52,17 @@ class RNN(_Family, DropInLayer[Tensor]):
         num_layers: layers stacked on each other.
         nonlinearity: "tanh" or "relu".
         bias, batch_first, dropout, bidirectional, device, dtype: as for `LSTM`.
-        initialization: how W_hh starts. None is torch's U(-1/sqrt(H), 1/sqrt(H)); "orthogonal" a
-            random orthogonal matrix, drawn after torch's own numbers; "identity" the identity.
-            Other parameters start as torch's: Le et al. also set the biases to 0.
-        scale: a factor on the orthogonal or identity matrix.
         impl: "fused" is torch's kernel, "reference" a loop in plain torch; "auto" is fused, and
             reference in forward-mode differentiation.
 
-    Derivatives, torch.compile, torch.export and torch.vmap are as for `LSTM`.
+    Derivatives, torch.compile, torch.export and torch.vmap are as for `LSTM`. `init.recurrent_` of
+    `gatelib.nn` starts W_hh as an orthogonal matrix or as the identity.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, or `scale` is given without `initialization`.
+        ValueError: an argument is out of range.
 
-    Source: Elman 1990; the identity, Le, Jaitly & Hinton 2015, arXiv:1504.00941.
+    Source: Elman 1990.
     """
 
     def __init__(
@@ -89,11 +78,9 @@ class RNN(_Family, DropInLayer[Tensor]):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        initialization: init.Matrix | None = None,
-        scale: float = 1.0,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(nonlinearity, initialization, scale, impl)
+        options = _options(nonlinearity, impl)
         mode = f"RNN_{nonlinearity}".upper()
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
         super().__init__(mode, sizes, flags, dropout, 0, device, dtype, **options)
@@ -114,7 +101,6 @@ class RNNCell(_Family, DropInCell[Tensor]):
         nonlinearity: "tanh" or "relu".
         device: where the parameters live.
         dtype: their floating-point type.
-        initialization, scale: as for `RNN`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `RNN`.
 
     Raises:
@@ -133,23 +119,17 @@ class RNNCell(_Family, DropInCell[Tensor]):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        initialization: init.Matrix | None = None,
-        scale: float = 1.0,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(nonlinearity, initialization, scale, impl)
+        options = _options(nonlinearity, impl)
         super().__init__((input_size, hidden_size), bias, 1, device, dtype, **options)
 
 
-def _options(
-    nonlinearity: str, initialization: str | None, scale: float, impl: Impl
-) -> dict[str, Any]:
+def _options(nonlinearity: str, impl: Impl) -> dict[str, Any]:
     """An RNN's own options, checked."""
     if nonlinearity not in get_args(Nonlinearity):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    init.check_recurrent(initialization, scale)
-    options = {"nonlinearity": nonlinearity, "initialization": initialization}
-    return {**options, "scale": scale, "impl": impl}
+    return {"nonlinearity": nonlinearity, "impl": impl}
 
 
 class Jordan(nn.Module):

@@ -348,7 +348,7 @@ def test_our_gru_cell_is_read_step_by_step(reset_after):
 
 
 def test_our_rnn_and_its_cell_show_their_states():
-    layer = RNN(3, 4, 2, "relu", batch_first=True, initialization="orthogonal")
+    layer = RNN(3, 4, 2, "relu", batch_first=True)
     with record(layer) as seen:
         y, _ = layer(torch.randn(2, 5, 3))
     np.testing.assert_array_equal(seen["RNN.l1"]["h"], y.detach().numpy())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatelib.nn import GRU, GRUCell
+from gatelib.nn import GRU, GRUCell, init
 from gatelib.nn.init import gate_rows
 from tests.nn.drop_in import (
     SHAPES,
@@ -126,10 +126,10 @@ def test_before_the_two_biases_of_n_only_add():
 
 def test_an_update_gate_at_one_keeps_the_state_and_at_zero_writes_it():
     for reset_after in (True, False):
-        ours = GRU(D, H, reset_after=reset_after, update_bias=1e4)
+        ours = init.open_(GRU(D, H, reset_after=reset_after), "z", 1e4)
         x, hx = draw(ours)
         torch.testing.assert_close(ours(x, hx)[0], hx.expand(T, B, H))
-        shut = GRU(D, H, reset_after=reset_after, update_bias=-1e4)
+        shut = init.open_(GRU(D, H, reset_after=reset_after), "z", -1e4)
         weights = dict(shut.named_parameters())
         assert torch.equal(gate_rows(weights["bias_ih_l0"], "z", "rzn"), torch.full((H,), -1e4))
         with torch.no_grad():
@@ -206,77 +206,17 @@ def test_the_cell_with_reset_before_is_the_layers_step(batch, bias):
     assert step(cell, x, h)["d_x"].abs().sum() > 0
 
 
-# --- initialisation -------------------------------------------------------------------------
-
-
-def test_update_bias_is_set_once_and_leaves_the_rest_as_torch_drew_it():
-    torch.manual_seed(5)
-    ours = GRU(D, H, 2, bidirectional=True, update_bias=1.5)
-    torch.manual_seed(5)
-    theirs = nn.GRU(D, H, 2, bidirectional=True).state_dict()
-    for name, value in ours.state_dict().items():
-        for gate in "rn" if "bias" in name else "rzn":
-            same = gate_rows(theirs[name], gate, "rzn")
-            assert torch.equal(gate_rows(value, gate, "rzn"), same)
-        if "bias" in name:
-            total = torch.full((H,), 1.5 if "bias_ih" in name else 0.0)
-            assert torch.equal(gate_rows(value, "z", "rzn"), total)
-
-
-@pytest.mark.parametrize("t_max", [3, 200])
-def test_chrono_spreads_memories_up_to_t_max(t_max):
-    """Without input n is 0 and h decays by z: 1 / (1 - z) is the memory, as measured here."""
-    torch.manual_seed(5)
-    ours = GRU(1, 500, chrono=t_max, dtype=torch.float64)
-    torch.manual_seed(5)
-    theirs = GRU(1, 500, dtype=torch.float64)
-    for gate in "rn":
-        drawn = gate_rows(theirs.bias_ih_l0, gate, "rzn")
-        assert torch.equal(gate_rows(ours.bias_ih_l0, gate, "rzn"), drawn)
-    with torch.no_grad():
-        for name, value in ours.named_parameters():
-            if "weight" in name:
-                value.zero_()
-            else:
-                gate_rows(value, "n", "rzn").zero_()
-    h_0 = torch.ones(1, 1, 500, dtype=torch.float64)
-    y, _ = ours(torch.zeros(1, 1, 1, dtype=torch.float64), h_0)
-    memory = 1 / (1 - y)
-    assert memory.min() > 1.99
-    assert memory.max() < t_max + 0.01
-    assert abs(memory.mean() - (2 + t_max) / 2) < 0.1 * t_max
-
-
-def test_reset_parameters_keeps_the_options():
-    ours, cell = GRU(D, H, update_bias=1.0), GRUCell(D, H, chrono=30)
-    before = ours.weight_ih_l0.detach().clone()
-    drawn = gate_rows(cell.bias_ih, "z", "rzn").detach().clone()
-    ours.reset_parameters()
-    cell.reset_parameters()
-    assert not torch.equal(before, ours.weight_ih_l0)
-    assert not torch.equal(drawn, gate_rows(cell.bias_ih, "z", "rzn"))
-    assert (gate_rows(cell.bias_ih, "z", "rzn") >= 0).all()
-    assert torch.equal(gate_rows(cell.bias_hh, "z", "rzn"), torch.zeros(H))
-    assert torch.equal(gate_rows(ours.bias_ih_l0, "z", "rzn"), torch.ones(H))
-
-
 # --- options --------------------------------------------------------------------------------
 
 
 def test_the_repr_shows_what_is_not_default():
     assert repr(GRU(D, H, reset_after=False)) == "GRU(5, 6, reset_after=False)"
-    assert repr(GRUCell(D, H, update_bias=1.0, impl="fused")) == (
-        "GRUCell(5, 6, update_bias=1.0, impl='fused')"
-    )
+    assert repr(GRUCell(D, H, impl="fused")) == "GRUCell(5, 6, impl='fused')"
 
 
 BAD_OPTIONS = {
     "no kernel": ({"reset_after": False, "impl": "fused"}, ValueError, "impl: .*reset_after=False"),
     "reset_after as text": ({"reset_after": "no"}, TypeError, "reset_after: .*str"),
-    "infinite bias": ({"update_bias": math.inf}, ValueError, "update_bias: .*inf"),
-    "fractional T_max": ({"chrono": 10.5}, TypeError, "chrono: .*float"),
-    "two initialisations": ({"chrono": 9, "update_bias": 1.0}, ValueError, "update_bias, chrono"),
-    "no bias to set": ({"bias": False, "update_bias": 1.0}, ValueError, "bias: expected True"),
 }
 
 
