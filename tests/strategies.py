@@ -44,7 +44,7 @@ ADVERSARIAL = (
 LEGITIMATE = re.compile(
     "nothing uses it|same for every feature|divides by 0|by zero|logarithm of|not finite|infinite|"
     "not real|complex|too large|too small|too long|out of range|out of float64|is no finite|"
-    "a number of float64|keyword|means something else"
+    "a number of float64|keyword|means something else|only . - "
 )
 """Reasons for which a text of this grammar may be refused: a value cancelled, or is no number."""
 

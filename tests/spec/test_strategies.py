@@ -1,4 +1,4 @@
-"""The judge of the random tests computes what NumPy and torch compute; unsound elements don't count."""
+"""The judge of the random tests computes what NumPy and torch do; unsound elements do not count."""
 
 from __future__ import annotations
 
