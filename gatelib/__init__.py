@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 FLOORS = (
     "circuit",
     "data",
+    "derived",
     "equations",
     "kernels",
     "lab",

@@ -190,7 +190,10 @@ def test_importing_gatelib_loads_nothing_heavy():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.parametrize("floor", ["spec", "printers", "equations.lstm", "reference.lstm"])
+LIGHT = ("spec", "printers", "equations.lstm", "reference.lstm", "derived")
+
+
+@pytest.mark.parametrize("floor", LIGHT)
 def test_light_floors_load_no_torch(floor):
     result = python(
         f"import sys, gatelib.{floor}; print({{'torch', 'triton', 'scipy'}} & {{*sys.modules}})"

@@ -1,0 +1,29 @@
+"""The equations run over time, depth and heads, with their derived gradients.
+
+Imports NumPy and gatelib.spec, gatelib.cell, gatelib.equations.
+Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
+
+    run = partial(derived.rnn.over_time, equations.LSTM)
+    derived.gradients(run, {"x": x, "W": W, …}, {"y": dy})  # y, final_h, …, d_x, d_W, …
+"""
+
+from gatelib.derived import attention, depth, highway, rnn, stacks, training
+from gatelib.derived.tape import Tape, Value, gate, gradients, join, linear, split, stack, swap
+
+__all__ = [
+    "Tape",
+    "Value",
+    "attention",
+    "depth",
+    "gate",
+    "gradients",
+    "highway",
+    "join",
+    "linear",
+    "rnn",
+    "split",
+    "stack",
+    "stacks",
+    "swap",
+    "training",
+]
