@@ -1,5 +1,5 @@
 """Shortcuts around any module: residual, gated, stochastic and dense; and deep stacks of them.
-Imports torch and gatelib.nn.check.
+Imports torch, gatelib.nn.check and gatelib.nn.guest.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_number, check_sizes
+from gatelib.nn.guest import entries, given, is_tensor, rewrapped, values_of
 
 __all__ = ["Deep", "Dense", "Residual", "StochasticDepth"]
 
@@ -52,17 +54,11 @@ class StochasticDepth(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Gate a batch of branches."""
+        if not is_tensor(x):
+            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if noise is None and not (self.training and self.p > 0):
             return x
-        if x.dim() == 0:
-            raise ValueError("x: expected at least 1 dimension, the batch, got a number")
-        if noise is None:
-            noise = torch.rand(x.shape[0], device=x.device)
-        elif tuple(noise.shape) != (x.shape[0],):
-            raise ValueError(f"noise: expected shape ({x.shape[0]},), got {tuple(noise.shape)}")
-        keep = 1 - self.p
-        gate = (noise < keep).to(x.dtype) / (keep or 1.0)
-        return x * gate.reshape(-1, *[1] * (x.dim() - 1))
+        return _gated_rows(x, noise, 1 - self.p)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -88,11 +84,14 @@ class Residual(nn.Module):
             residual nets, the shortcut is no longer the identity.
         device, dtype: of α.
 
-    Shapes: x (B, ...) -> y of f(x)'s shape, which must be s(x)'s: nothing is broadcast. Further
+    Shapes: x (B, ...) -> y of f(x)'s shape, which must be s(x)'s: nothing is broadcast. A packed
+    batch stays packed: s, g, α and φ act on its steps, and g is one for each row. Further
     arguments of `forward` go to `block`.
 
-    Raises: TypeError or ValueError naming the argument that is wrong; also if `block` changed x in
-    place (`nn.ReLU(inplace=True)` as its first layer), for the shortcut would carry the change.
+    A module that may write into its input (`nn.ReLU(inplace=True)`, a class of your own) gets a
+    copy of x, in every mode; torch's modules and this library's get x itself.
+
+    Raises: TypeError or ValueError naming the argument that is wrong.
 
     Source: He et al. 2016, arXiv:1603.05027, equation 3; ReZero, Bachlechner et al. 2021,
     arXiv:2003.04887, equation 1; SkipInit, De & Smith 2020, arXiv:2002.10444; LayerScale, Touvron
@@ -136,32 +135,34 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """s(x) + g α f(x); a tuple if `block` returns one."""
-        before = _version(x)
-        found = self.block(x, *args, **kwargs)
-        if _version(x) != before:
-            raise ValueError("block: expected it to leave x as it is, it changed x in place")
-        branch, *rest = found if isinstance(found, tuple) else (found,)
-        skip = x if self.shortcut is None else self.shortcut(x)
-        if branch.shape != skip.shape:
-            raise ValueError(
-                f"block: expected an output of shape {tuple(skip.shape)} as the shortcut, "
-                f"got {tuple(branch.shape)}"
-            )
+        values = values_of("x", x)
+        branch, rest = entries(self.block(given(self.block, x), *args, **kwargs), x)
+        skip = values
+        if self.shortcut is not None:
+            skip = self.shortcut(given(self.shortcut, values))
+        branch = _fitting("block", branch, skip)
         if self.gate is not None:
-            branch = self.gate(x) * branch
-        y = skip + self.drop(self._scaled(branch))
-        y = y if self.activation is None else self.activation(y)
-        return (y, *rest) if isinstance(found, tuple) else y
+            branch = _fitting("gate", self.gate(given(self.gate, values)) * branch, skip)
+        y = skip + self._dropped(self._scaled(branch, x), x)
+        y = rewrapped(y if self.activation is None else self.activation(y), x)
+        return y if rest is None else (y, *rest)
 
-    def _scaled(self, branch: Tensor) -> Tensor:
+    def _dropped(self, branch: Tensor, x: Any) -> Tensor:
+        """g times the branch: in a packed batch, too, one g for each row."""
+        if not (isinstance(x, PackedSequence) and self.drop.training and self.drop.p > 0):
+            return self.drop(branch)  # type: ignore[no-any-return]
+        sizes = x.batch_sizes.tolist()
+        rows = torch.cat([torch.arange(size) for size in sizes]).to(branch.device)
+        noise = torch.rand(sizes[0], device=branch.device)
+        return self.drop(branch, noise[rows])  # type: ignore[no-any-return]
+
+    def _scaled(self, branch: Tensor, x: Any) -> Tensor:
         """α f(x), α along its own dimension."""
         if self.alpha is None:
             return branch
-        if self.alpha.numel() == 1 or self.dim in (-1, branch.dim() - 1):
-            return self.alpha * branch
-        shape = [1] * branch.dim()
-        shape[self.dim] = -1
-        return self.alpha.reshape(shape) * branch
+        if isinstance(x, PackedSequence) and self.alpha.numel() > 1 and self.dim != -1:
+            raise ValueError(f"dim: expected -1 for a packed batch, got {self.dim}")
+        return _scaled(branch, self.alpha, self.dim)
 
     def extra_repr(self) -> str:
         """The arguments that aren't modules."""
@@ -174,10 +175,14 @@ class Dense(nn.Module):
     """Appends what a module finds to what it read: y = [x, f(x)].
 
     Args:
-        block: f, any module whose output differs from x in dimension `dim` alone.
+        block: f, any module whose output differs from x in dimension `dim` alone. If it returns a
+            tuple, the first entry is appended and the others are passed on.
         dim: the dimension of the features.
 
-    Shapes: x (..., D) -> y (..., D + G), where f(x) is (..., G).
+    Shapes: x (..., D) -> y (..., D + G), where f(x) is (..., G). Packed batches and modules that
+    write into their input are treated as in `Residual`.
+
+    Raises: TypeError or ValueError naming the argument that is wrong.
     Source: Huang et al. 2017, arXiv:1608.06993, equation 2.
     """
 
@@ -187,13 +192,12 @@ class Dense(nn.Module):
             raise TypeError(f"block: expected a module, got {type(block).__name__}")
         self.block, self.dim = block, dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x, and f(x) behind it."""
-        before = _version(x)
-        found = self.block(x)
-        if _version(x) != before:
-            raise ValueError("block: expected it to leave x as it is, it changed x in place")
-        return torch.cat([x, found], self.dim)
+    def forward(self, x: Any) -> Any:
+        """x, and f(x) behind it; a tuple if `block` returns one."""
+        values = values_of("x", x)
+        found, rest = entries(self.block(given(self.block, x)), x)
+        y = rewrapped(torch.cat([values, found], self.dim), x)
+        return y if rest is None else (y, *rest)
 
 
 class Deep(nn.Module):
@@ -314,11 +318,49 @@ class Deep(nn.Module):
         return f"{self.connection}, {self.activation}, gain={self.gain:.4g}, tied={self.tied}"
 
 
-def _version(x: Any) -> int:
-    """How often x was changed in place; 0 where nobody counts."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
-        return 0
-    return int(x._version)
+@torch.fx.wrap
+def _gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
+    """x times one gate for each row: 1/keep where the noise is below `keep`, else 0."""
+    if x.dim() == 0:
+        raise ValueError("x: expected at least 1 dimension, the batch, got a number")
+    if noise is None:
+        noise = torch.rand(x.shape[0], device=x.device)
+    elif not isinstance(noise, Tensor):
+        raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
+    elif tuple(noise.shape) != (x.shape[0],):
+        raise ValueError(f"noise: expected shape ({x.shape[0]},), got {tuple(noise.shape)}")
+    gate = (noise < keep).to(x.dtype) / (keep or 1.0)
+    return x * gate.reshape(-1, *[1] * (x.dim() - 1))
+
+
+@torch.fx.wrap
+def _fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
+    """The branch, whose shape must be the shortcut's."""
+    if branch.shape != skip.shape:
+        raise ValueError(
+            f"{name}: expected an output of shape {tuple(skip.shape)} as the shortcut, "
+            f"got {tuple(branch.shape)}"
+        )
+    return branch
+
+
+@torch.fx.wrap
+def _scaled(branch: Tensor, alpha: Tensor, dim: int) -> Tensor:
+    """alpha, one number or one a feature, times the branch, whose features stand in `dim`."""
+    if alpha.numel() == 1:
+        return alpha * branch
+    if not -branch.dim() <= dim < branch.dim():
+        raise ValueError(f"dim: expected a dimension of {tuple(branch.shape)}, got {dim}")
+    if branch.shape[dim] != alpha.numel():
+        raise ValueError(
+            f"features: expected {branch.shape[dim]} as dimension {dim} of the branch "
+            f"{tuple(branch.shape)}, got {alpha.numel()}"
+        )
+    if dim in (-1, branch.dim() - 1):
+        return alpha * branch
+    shape = [1] * branch.dim()
+    shape[dim] = -1
+    return alpha.reshape(shape) * branch
 
 
 def _check_modules(block: object, shortcut: object, activation: object) -> None:

@@ -223,7 +223,8 @@ class _AnyGate(nn.Module):
         if row.p_open is None:
             kinds = ", ".join(name for name, other in KINDS.items() if other.p_open)
             raise ValueError(f"expected_l0: expected kind {kinds}; got {self.kind!r}")
-        return row.p_open(a, self.temperature).sum(dim=-1)
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return row.p_open(a, self.temperature).sum(dim=-1, dtype=wide)
 
 
 class Gate(_AnyGate):
@@ -296,7 +297,10 @@ class Gate(_AnyGate):
         return self._open(self._preactivation(x), noise)
 
     def expected_l0(self, x: Tensor) -> Tensor:
-        """Expected number of gates above 0 for each x, (...); bernoulli and hard_concrete only."""
+        """Expected number of gates above 0 for each x, (...); bernoulli and hard_concrete only.
+
+        Counted in float32 where the gate is of lower precision.
+        """
         return self._expected_l0(self._preactivation(x))
 
     def extra_repr(self) -> str:
@@ -355,7 +359,7 @@ class FeatureGate(_AnyGate):
         return KINDS[self.kind].settle(self.bias, self.temperature)
 
     def expected_l0(self) -> Tensor:
-        """Expected number of gates above 0, a scalar; bernoulli and hard_concrete only."""
+        """Expected number of gates above 0, a scalar, as `Gate.expected_l0` counts it."""
         assert self.bias is not None
         return self._expected_l0(self.bias)
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatelib.nn.check import check_dtype, check_flags, check_input, check_like, check_sizes
+from gatelib.nn.check import (
+    check_dtype,
+    check_flags,
+    check_input,
+    check_lengths,
+    check_like,
+    check_sizes,
+)
 from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
 
 __all__ = ["RNN", "Jordan", "RNNCell", "SkipRNN"]
@@ -132,13 +139,109 @@ def _options(nonlinearity: str, impl: Impl) -> dict[str, Any]:
     return {"nonlinearity": nonlinearity, "impl": impl}
 
 
-class Jordan(nn.Module):
+class _Loop(nn.Module):
+    """What Jordan and SkipRNN share: parameters, checks, and the loop over time.
+
+    A class says its parameters' shapes, the shape of its state, its step and how it takes and
+    gives its state.
+    """
+
+    input_size: int
+    hidden_size: int
+    batch_first: bool
+    weight_ih: Tensor
+    _bias = "bias"
+
+    def _make(self, shapes: Mapping[str, tuple[int, ...]], device: Any, dtype: Any) -> None:
+        """One parameter for each shape, in this order, and their first values."""
+        check_dtype(dtype)
+        for name, shape in shapes.items():
+            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H))."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            parameter.uniform_(-bound, bound)
+
+    def _state_shape(self, batch: int) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _parts(self, state: Tensor) -> States:
+        """The state as the step takes it."""
+        return (state,)
+
+    def _whole(self, parts: States) -> Tensor:
+        """The inverse of `_parts`."""
+        return parts[0]
+
+    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+        """Output and state after one step, from W x + b and the state before it."""
+        raise NotImplementedError
+
+    def forward(
+        self, input: Tensor, initial_state: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the net over a batch of sequences.
+
+        Args:
+            input: (B, T, D), or (T, B, D) without `batch_first`.
+            initial_state: the state before the first step, as the class says; zeros if absent.
+            lengths: (B,) integers from 0 to T; None where no row is padded. Past its length a
+                row's output is 0, and its final state is the one at its length.
+
+        Returns:
+            output: at each step, (B, T, features); final_state: as the initial one.
+
+        The state is float32 where the parameters are of lower precision.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: a shape, a device or a length doesn't fit, or there is no step.
+        """
+        check_input("input", input, (3,), self.input_size, self.weight_ih)
+        x = input.transpose(0, 1) if self.batch_first else input
+        parts = self._parts(self._initial(initial_state, x))
+        x, mask = _masked(x, lengths)
+        outputs = []
+        for t, from_input in enumerate(F.linear(x, self.weight_ih, getattr(self, self._bias))):
+            y, after = self._step(from_input, parts)
+            if mask is not None:
+                y = y.masked_fill(~mask[t], 0)
+                kept = zip(after, parts, strict=True)
+                after = tuple(torch.where(mask[t], new, old) for new, old in kept)
+            parts = after
+            outputs.append(y)
+        return torch.stack(outputs, 1 if self.batch_first else 0), self._whole(parts)
+
+    def _initial(self, given: object, x: Tensor) -> Tensor:
+        """The initial state, checked, in the type of states; zeros if absent."""
+        if x.shape[0] == 0:
+            raise ValueError("input: expected at least one step, got none")
+        shape, weight = self._state_shape(x.shape[1]), self.weight_ih
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        if given is None:
+            return torch.zeros(shape, dtype=wide, device=weight.device)
+        if not isinstance(given, Tensor):
+            raise TypeError(f"initial_state: expected a tensor, got {type(given).__name__}")
+        if tuple(given.shape) != shape:
+            raise ValueError(f"initial_state: expected shape {shape}, got {tuple(given.shape)}")
+        if given.dtype != wide:
+            check_like("initial_state", given, weight, "weights")
+        return given.to(wide)
+
+
+class Jordan(_Loop):
     """Jordan's net: the output, not the hidden layer, is what the next step sees.
 
     h_t = tanh(W x_t + U s_{t-1} + b), y_t = out(Q h_t + c), s_t = decay * s_{t-1} + y_t.
 
     Parameters: `weight_ih` (H, D), `weight_sh` (H, O), `bias_h` (H,), `weight_ho` (O, H) and
-    `bias_o` (O,), drawn from U(-1/sqrt(H), 1/sqrt(H)).
+    `bias_o` (O,), drawn from U(-1/sqrt(H), 1/sqrt(H)). The output is y (B, T, O), the state s
+    (B, O).
 
     Args:
         input_size: features D of the input.
@@ -158,6 +261,11 @@ class Jordan(nn.Module):
     Report 8604, whose output and hidden units are logistic and whose state units decay.
     """
 
+    weight_sh: Tensor
+    weight_ho: Tensor
+    bias_o: Tensor
+    _bias = "bias_h"
+
     def __init__(
         self,
         input_size: int,
@@ -173,60 +281,37 @@ class Jordan(nn.Module):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
         check_flags(batch_first=batch_first)
-        check_dtype(dtype)
         _check_choice("output", output, _OUTPUTS)
         _check_decay(decay)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.output, self.decay, self.batch_first = output, float(decay), batch_first
-        where = {"device": device, "dtype": dtype}
-        self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size, **where))
-        self.weight_sh = nn.Parameter(torch.empty(hidden_size, output_size, **where))
-        self.bias_h = nn.Parameter(torch.empty(hidden_size, **where))
-        self.weight_ho = nn.Parameter(torch.empty(output_size, hidden_size, **where))
-        self.bias_o = nn.Parameter(torch.empty(output_size, **where))
-        self.reset_parameters()
+        inner = {"weight_ih": (hidden_size, input_size), "weight_sh": (hidden_size, output_size)}
+        outer = {"weight_ho": (output_size, hidden_size), "bias_o": (output_size,)}
+        self._make({**inner, "bias_h": (hidden_size,), **outer}, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H))."""
-        _draw(self)
+    def _state_shape(self, batch: int) -> tuple[int, ...]:
+        return batch, self.output_size
 
-    def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the net over a batch of sequences.
-
-        Args:
-            input: (B, T, D), or (T, B, D) without `batch_first`.
-            initial_state: (B, O), zeros if absent.
-
-        Returns:
-            output: y at each step, (B, T, O); final_state: s, (B, O).
-
-        Raises:
-            TypeError: an argument has the wrong type or dtype.
-            ValueError: a shape or device doesn't fit, or there is no step.
-        """
-        check_input("input", input, (3,), self.input_size, self.weight_ih)
-        x = input.transpose(0, 1) if self.batch_first else input
-        state = _initial(initial_state, (x.shape[1], self.output_size), self.weight_ih, x)
-        activation, outputs = _OUTPUTS[self.output], []
-        for from_input in F.linear(x, self.weight_ih, self.bias_h):
-            h = torch.tanh(from_input + F.linear(state, self.weight_sh))
-            y = activation(F.linear(h, self.weight_ho, self.bias_o))
-            outputs.append(y)
-            state = y + self.decay * state if self.decay else y
-        return torch.stack(outputs, 1 if self.batch_first else 0), state
+    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+        s = state[0]
+        h = torch.tanh(from_input + F.linear(s.to(from_input.dtype), self.weight_sh))
+        y = _OUTPUTS[self.output](F.linear(h, self.weight_ho, self.bias_o))
+        wide = y.to(s.dtype)
+        return y, (wide + self.decay * s if self.decay else wide,)
 
     def extra_repr(self) -> str:
         """Sizes, and what differs from the usual."""
         return f"{self.input_size}, {self.hidden_size}, {self.output_size}, output={self.output!r}"
 
 
-class SkipRNN(nn.Module):
+class SkipRNN(_Loop):
     """A plain recurrent net that also sees its state k steps before, through a matrix of its own.
 
     h_t = act(W x_t + U h_{t-1} + V h_{t-k} + b).
 
     Parameters: `weight_ih` (H, D), `weight_hh` (H, H), `weight_skip` (H, H), `bias` (H,), drawn
-    from U(-1/sqrt(H), 1/sqrt(H)).
+    from U(-1/sqrt(H), 1/sqrt(H)). The output is h (B, T, H), the state the last k of them
+    (B, k, H), the latest last.
 
     Args:
         input_size: features D of the input.
@@ -245,6 +330,9 @@ class SkipRNN(nn.Module):
     networks", arXiv:1602.08210, where such nets have the recurrent skip coefficient k.
     """
 
+    weight_hh: Tensor
+    weight_skip: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -259,49 +347,29 @@ class SkipRNN(nn.Module):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, skip=skip)
         check_flags(batch_first=batch_first)
-        check_dtype(dtype)
         _check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
         if skip < 2:
             raise ValueError(f"skip: expected at least 2 steps, got {skip}")
         self.input_size, self.hidden_size, self.skip = input_size, hidden_size, skip
         self.nonlinearity, self.batch_first = nonlinearity, batch_first
-        where = {"device": device, "dtype": dtype}
-        self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size, **where))
-        self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size, **where))
-        self.weight_skip = nn.Parameter(torch.empty(hidden_size, hidden_size, **where))
-        self.bias = nn.Parameter(torch.empty(hidden_size, **where))
-        self.reset_parameters()
+        square = (hidden_size, hidden_size)
+        shapes = {"weight_ih": (hidden_size, input_size), "weight_hh": square}
+        self._make({**shapes, "weight_skip": square, "bias": (hidden_size,)}, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H))."""
-        _draw(self)
+    def _state_shape(self, batch: int) -> tuple[int, ...]:
+        return batch, self.skip, self.hidden_size
 
-    def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the net over a batch of sequences.
+    def _parts(self, state: Tensor) -> States:
+        return state.unbind(1)
 
-        Args:
-            input: (B, T, D), or (T, B, D) without `batch_first`.
-            initial_state: (B, k, H), the k states before the first step, the latest last; zeros
-                if absent.
+    def _whole(self, parts: States) -> Tensor:
+        return torch.stack(parts, 1)
 
-        Returns:
-            output: h at each step, (B, T, H); final_state: the last k states, (B, k, H).
-
-        Raises:
-            TypeError: an argument has the wrong type or dtype.
-            ValueError: a shape or device doesn't fit, or there is no step.
-        """
-        check_input("input", input, (3,), self.input_size, self.weight_ih)
-        x = input.transpose(0, 1) if self.batch_first else input
-        shape = (x.shape[1], self.skip, self.hidden_size)
-        past = _initial(initial_state, shape, self.weight_ih, x)
-        states, activation = list(past.unbind(1)), _NONLINEARITIES[self.nonlinearity]
+    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+        seen = torch.cat([state[-1], state[0]], 1).to(from_input.dtype)
         recurrent = torch.cat([self.weight_hh, self.weight_skip], 1)
-        for from_input in F.linear(x, self.weight_ih, self.bias):
-            seen = torch.cat([states[-1], states[-self.skip]], 1)
-            states.append(activation(from_input + F.linear(seen, recurrent)))
-        output = torch.stack(states[self.skip :], 1 if self.batch_first else 0)
-        return output, torch.stack(states[-self.skip :], 1)
+        h = _NONLINEARITIES[self.nonlinearity](from_input + F.linear(seen, recurrent))
+        return h, (*state[1:], h.to(state[0].dtype))
 
     def extra_repr(self) -> str:
         """Sizes, and the nonlinearity."""
@@ -309,11 +377,14 @@ class SkipRNN(nn.Module):
         return f"{sizes}, nonlinearity={self.nonlinearity!r}"
 
 
-@torch.no_grad()
-def _draw(module: nn.Module) -> None:
-    bound = 1 / math.sqrt(module.hidden_size)  # type: ignore[arg-type]
-    for parameter in module.parameters():
-        parameter.uniform_(-bound, bound)
+def _masked(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x (T, B, D) with zeros for padding, and (T, B, 1): is this step inside its row?"""
+    if lengths is None:
+        return x, None
+    check_lengths(lengths, *x.shape[:2])
+    steps = torch.arange(x.shape[0], device=x.device)[:, None]
+    mask = (steps < lengths.to(x.device)).unsqueeze(-1)
+    return x.masked_fill(~mask, 0), mask
 
 
 def _check_choice(name: str, value: object, known: Mapping[str, Any]) -> None:
@@ -326,17 +397,3 @@ def _check_decay(decay: object) -> None:
         raise TypeError(f"decay: expected a real number, got {type(decay).__name__}")
     if not 0 <= decay < 1:
         raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
-
-
-def _initial(given: object, shape: tuple[int, ...], weight: Tensor, x: Tensor) -> Tensor:
-    """The initial state, checked; zeros if absent."""
-    if x.shape[0] == 0:
-        raise ValueError("input: expected at least one step, got none")
-    if given is None:
-        return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-    if not isinstance(given, Tensor):
-        raise TypeError(f"initial_state: expected a tensor, got {type(given).__name__}")
-    if tuple(given.shape) != shape:
-        raise ValueError(f"initial_state: expected shape {shape}, got {tuple(given.shape)}")
-    check_like("initial_state", given, weight, "weights")
-    return given

@@ -1,5 +1,5 @@
 """Stacks of recurrent layers: variational dropout, shortcuts between layers, pooling over time.
-Imports torch and gatelib.nn.check.
+Imports torch, gatelib.nn.check and gatelib.nn.guest.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gatelib.nn.check import check_dropout, check_flags, check_lengths
+from gatelib.nn.guest import given, unwrapped
 
 __all__ = ["Stack", "VariationalDropout", "pool"]
 
@@ -48,14 +49,7 @@ class VariationalDropout(nn.Module):
         _check_sequences("x", x)
         if noise is None and not (self.training and self.p > 0):
             return x
-        batch, features = x.shape[0 if self.batch_first else 1], x.shape[2]
-        shape = (batch, 1, features) if self.batch_first else (1, batch, features)
-        if noise is None:
-            noise = torch.rand(shape, device=x.device)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}")
-        keep = 1 - self.p
-        return x * ((noise < keep).to(x.dtype) / (keep or 1.0))
+        return _gated_features(x, noise, 1 - self.p, 1 if self.batch_first else 0)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -78,11 +72,15 @@ class Stack(nn.Module):
             must then be equal.
         dropout: probability of dropping a feature of the input of each layer but the first.
 
+    With `residual`, a layer that may write into its input gets a copy; see `Residual`.
+
     Attributes: input_size and output_size, the features of input and output.
     Raises: TypeError or ValueError naming the argument that is wrong.
     Source: Graves 2013, arXiv:1303.5778 (stacks); He et al. 2016, arXiv:1512.03385 (shortcuts);
     Gal & Ghahramani 2016, arXiv:1512.05287 (dropout).
     """
+
+    batch_first = True
 
     def __init__(
         self, layers: Iterable[nn.Module], *, residual: bool = False, dropout: float = 0.0
@@ -90,17 +88,17 @@ class Stack(nn.Module):
         super().__init__()
         check_flags(residual=residual)
         check_dropout(dropout)
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(_checked_layers(layers))
         self.residual, self.dropout = residual, VariationalDropout(dropout)
         if len(self.layers) == 0:
             raise ValueError("layers: expected at least one recurrent module, got none")
         sizes = [_sizes(f"layers[{k}]", layer) for k, layer in enumerate(self.layers)]
-        for k, ((_, before), (given, after)) in enumerate(pairwise(sizes), 1):
-            if given != before:
-                raise ValueError(f"layers[{k}]: expected input_size {before}, got {given}")
-            if residual and after != given:
+        for k, ((_, before), (size, after)) in enumerate(pairwise(sizes), 1):
+            if size != before:
+                raise ValueError(f"layers[{k}]: expected input_size {before}, got {size}")
+            if residual and after != size:
                 raise ValueError(
-                    f"layers[{k}]: expected {given} output features as residual adds its input, "
+                    f"layers[{k}]: expected {size} output features as residual adds its input, "
                     f"got {after}"
                 )
         self.input_size, self.output_size = sizes[0][0], sizes[-1][1]
@@ -134,7 +132,8 @@ class Stack(nn.Module):
             )
         x, final = input, []
         for k, (layer, state) in enumerate(zip(self.layers, initial_state, strict=True)):
-            y, last = _run(layer, self.dropout(x) if k > 0 else x, state, lengths)
+            read = self.dropout(x) if k > 0 else x
+            y, last = _run(layer, given(layer, read) if self.residual else read, state, lengths)
             x = x + y if self.residual and k > 0 else y
             final.append(last)
         return x, tuple(final)
@@ -154,7 +153,8 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
             first half of the features at the last step, the second half at the first one, where
             the reverse direction has read the whole row.
 
-    Returns: (B, H). A tie of largest values sends its gradient to one of them.
+    Returns: (B, H), in y's dtype; a mean of low precision is summed in float32. A tie of largest
+    values sends its gradient to one of them.
     Raises: TypeError or ValueError naming the argument that is wrong.
     """
     _check_sequences("y", y)
@@ -167,12 +167,18 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
     if lengths is None:
         lengths = torch.full((y.shape[0],), y.shape[1], device=y.device)
     check_lengths(lengths, y.shape[1], y.shape[0], least=1)
-    lengths = lengths.to(y.device)
+    return _pooled(y, lengths.to(y.device), kind)
+
+
+def _pooled(y: Tensor, lengths: Tensor, kind: Pool) -> Tensor:
+    """`pool` of what was checked."""
     padding = torch.arange(y.shape[1], device=y.device)[:, None] >= lengths[:, None, None]
     if kind == "max":
         return y.masked_fill(padding, -torch.inf).max(dim=1).values
     if kind == "mean":
-        return y.masked_fill(padding, 0).sum(dim=1) / lengths[:, None].to(y.dtype)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        total = y.masked_fill(padding, 0).sum(dim=1, dtype=wide)
+        return (total / lengths[:, None].to(wide)).to(y.dtype)
     last = y[torch.arange(len(y), device=y.device), lengths.long() - 1]
     if kind == "last":
         return last
@@ -180,11 +186,24 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
     return torch.cat([last[:, :half], y[:, 0, half:]], dim=1)
 
 
+@torch.fx.wrap
+def _gated_features(x: Tensor, noise: Tensor | None, keep: float, time: int) -> Tensor:
+    """x times one gate for each row and feature, the same at all steps."""
+    shape = tuple(1 if dim == time else size for dim, size in enumerate(x.shape))
+    if noise is None:
+        noise = torch.rand(shape, device=x.device)
+    elif not isinstance(noise, Tensor):
+        raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
+    elif tuple(noise.shape) != shape:
+        raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}")
+    return x * ((noise < keep).to(x.dtype) / (keep or 1.0))
+
+
 def _run(layer: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
     """One layer, through a packed batch where that is how it learns of lengths."""
     if lengths is None:
         y, last = layer(x, state)
-    elif "lengths" in inspect.signature(layer.forward).parameters:
+    elif "lengths" in inspect.signature(unwrapped(layer).forward).parameters:
         y, last = layer(x, state, lengths)
     else:
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -193,17 +212,35 @@ def _run(layer: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tup
     return y, last
 
 
-def _sizes(name: str, layer: Any) -> tuple[int, int]:
-    """The features of a layer's input and output."""
-    if isinstance(layer, Stack):
-        return layer.input_size, layer.output_size
-    if not getattr(layer, "batch_first", False):
-        raise ValueError(f"{name}: expected a recurrent module with batch_first=True, got {layer}")
-    width = getattr(layer, "proj_size", 0) or layer.hidden_size
-    return layer.input_size, width * (1 + layer.bidirectional)
+def _checked_layers(layers: object) -> list[nn.Module]:
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers: expected recurrent modules, got {type(layers).__name__}")
+    found = list(layers)
+    for k, layer in enumerate(found):
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layers[{k}]: expected a module, got {type(layer).__name__}")
+    return found
 
 
+def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
+    """The features of a recurrent module's input and output."""
+    inner = unwrapped(layer)
+    size, output = (getattr(inner, which, None) for which in ("input_size", "output_size"))
+    if output is None and hasattr(inner, "hidden_size"):
+        width = getattr(inner, "proj_size", 0) or inner.hidden_size
+        output = width * (1 + getattr(inner, "bidirectional", False))
+    if size is None or output is None or not getattr(inner, "batch_first", False):
+        raise ValueError(
+            f"{name}: expected a recurrent module with batch_first=True, input_size and "
+            f"hidden_size or output_size, got {layer}"
+        )
+    return int(size), int(output)
+
+
+@torch.fx.wrap
 def _check_sequences(name: str, x: object) -> None:
+    if isinstance(x, PackedSequence):
+        raise TypeError(f"{name}: expected a padded tensor and `lengths`, got a PackedSequence")
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dim() != 3:
