@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gatelib.nn.attention import AdditiveAttention, DotAttention
     from gatelib.nn.depth import Deep, Dense, Residual, StochasticDepth
     from gatelib.nn.gate import FeatureGate, Gate, interpolate
     from gatelib.nn.gru import GRU, GRUCell
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
     from gatelib.nn.lstm import LSTM, LSTMCell
     from gatelib.nn.recurrent import Recurrent
     from gatelib.nn.rnn import RNN, Jordan, RNNCell, SkipRNN
-    from gatelib.nn.seq2seq import (
-        AdditiveAttention,
-        Decoder,
-        DotAttention,
-        Encoder,
-        FixedContext,
-        Seq2Seq,
-    )
+    from gatelib.nn.seq2seq import Decoder, Encoder, FixedContext, Seq2Seq
     from gatelib.nn.stacks import Stack, VariationalDropout, pool
 
 __all__ = [
@@ -76,9 +70,9 @@ _HOMES = {
     "RNN": "rnn",
     "RNNCell": "rnn",
     "SkipRNN": "rnn",
-    "AdditiveAttention": "seq2seq",
+    "AdditiveAttention": "attention",
     "Decoder": "seq2seq",
-    "DotAttention": "seq2seq",
+    "DotAttention": "attention",
     "Encoder": "seq2seq",
     "FixedContext": "seq2seq",
     "Seq2Seq": "seq2seq",

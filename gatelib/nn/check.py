@@ -5,7 +5,7 @@ Must not import any other module of gatelib.
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,27 @@ __all__ = [
     "check_sizes",
     "check_states",
     "check_steps",
+    "known",
 ]
+
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+"""What sums and softmaxes are not taken in: they are widened to float32."""
+
+
+def known(number: Callable[[], Tensor]) -> int | None:
+    """The integer that `number()` holds; None where no number can be read.
+
+    That is on meta, in a fake tensor, under vmap, and while torch compiles, exports or traces:
+    there shapes are checked and values are not. `known(lengths.max)`, `known(done.all)`.
+    """
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or torch.compiler.is_compiling():
+        return None
+    try:
+        return int(number())
+    except RuntimeError:  # meta, fake and batched tensors raise one each, all of this kind
+        return None
 
 
 def check_sizes(**sizes: object) -> None:
@@ -88,10 +108,10 @@ def check_lengths(lengths: object, steps: int, batch: int, least: int = 0) -> No
         raise TypeError(f"lengths: expected torch.int64 or torch.int32, got {lengths.dtype}")
     if tuple(lengths.shape) != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
-    if torch.compiler.is_compiling() or batch == 0:
+    if batch == 0:
         return
-    low, high = int(lengths.min()), int(lengths.max())
-    if low < least or high > steps:
+    low, high = known(lengths.min), known(lengths.max)
+    if low is not None and high is not None and (low < least or high > steps):
         raise ValueError(f"lengths: expected {least} to T = {steps}, got {low} to {high}")
 
 

@@ -1,5 +1,5 @@
 """Networks over depth in NumPy: forward, backward by hand, and the gradient by length of path.
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.check.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 One layer has one branch, a = W φ(x) + b, and a `connection` says what becomes of it:
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gatelib.reference.check import check_input
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -186,10 +188,7 @@ def _check(
     masks: Sequence[Array | None],
 ) -> None:
     _check_names(connection, activation)
-    if x.ndim != 2:
-        raise ValueError(f"x: expected 2 dimensions (B, D), got {x.ndim}")
-    if not np.issubdtype(x.dtype, np.floating):
-        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    check_input(x, "(B, D)")
     if len(masks) != len(layers):
         raise ValueError(f"masks: expected {len(layers)}, one for each layer, got {len(masks)}")
     width = x.shape[1]

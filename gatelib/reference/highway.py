@@ -225,8 +225,7 @@ def backward_recurrent(dy: Array, dh: Array | None, saved: Saved) -> Weights:
 
 
 def _check(x: Array, weights: Weights, coupled: bool) -> None:
-    if x.ndim != 2:
-        raise ValueError(f"x: expected 2 dimensions (N, D), got {x.ndim}")
+    check_input(x, "(N, D)")
     layers = len(weights["W"]) if "W" in weights else 0
     rows = (2 if coupled else 3) * x.shape[1]
     check_weights(weights, {"W": (layers, rows, x.shape[1]), "b": (layers, rows)}, x)

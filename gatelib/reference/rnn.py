@@ -1,6 +1,6 @@
 """Plain recurrent nets in NumPy: Elman's and Jordan's, full and truncated BPTT by hand, clipping.
 
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.check.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Elman: `W` (H, D), `U` (H, H), `b` (H,); a skip over k steps adds `V` (H, H), which sees h_{t−k}.
@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gatelib.reference.check import check_array, check_input, check_weights, initial_state
+from gatelib.reference.check import row_lengths as _check_lengths
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -337,24 +340,6 @@ def _chunk(every: int | None, steps: int) -> int:
     return every
 
 
-def _check_array(name: str, value: Array, shape: tuple[int, ...], x: Array) -> None:
-    if value.shape != shape:
-        raise ValueError(f"{name}: expected {shape}, got {value.shape}")
-    if value.dtype != x.dtype:
-        raise TypeError(f"{name}: expected {x.dtype} as x, got {value.dtype}")
-
-
-def _check_weights(x: Array, weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
-    if x.ndim != 3:
-        raise ValueError(f"x: expected 3 dimensions (B, T, D), got {x.ndim}")
-    if not np.issubdtype(x.dtype, np.floating):
-        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    if set(weights) != set(shapes):
-        raise ValueError(f"weights: expected {sorted(shapes)}, got {sorted(weights)}")
-    for name, shape in shapes.items():
-        _check_array(f"weights[{name!r}]", weights[name], shape, x)
-
-
 def _history(x: Array, weights: Weights, h0: Array | None, skip: int) -> Array:
     """Check everything; return the states before the first step (B, S, H)."""
     if skip < 0 or skip == 1:
@@ -362,25 +347,10 @@ def _history(x: Array, weights: Weights, h0: Array | None, skip: int) -> Array:
     hidden = weights["b"].size if "b" in weights else 0
     shapes: dict[str, tuple[int, ...]] = {"W": (hidden, x.shape[-1]), "U": (hidden, hidden)}
     shapes |= {"b": (hidden,)} | ({"V": (hidden, hidden)} if skip else {})
-    _check_weights(x, weights, shapes)
-    expected = (x.shape[0], skip, hidden) if skip else (x.shape[0], hidden)
-    if h0 is None:
-        h0 = np.zeros(expected, x.dtype)
-    _check_array("h0", h0, expected, x)
+    check_input(x)
+    check_weights(weights, shapes, x)
+    h0 = initial_state(h0, "h0", x, *((skip, hidden) if skip else (hidden,)))
     return h0 if skip else h0[:, None]
-
-
-def _check_lengths(lengths: Array | None, x: Array) -> Array:
-    """(B,), how many steps each row has."""
-    batch, steps = x.shape[0], x.shape[1] if x.ndim > 1 else 0
-    lengths = np.full(batch, steps) if lengths is None else np.asarray(lengths)
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths: expected ({batch},), got {lengths.shape}")
-    if not np.issubdtype(lengths.dtype, np.integer):
-        raise TypeError(f"lengths: expected whole numbers, got {lengths.dtype}")
-    if batch and (lengths.min() < 0 or lengths.max() > steps):
-        raise ValueError(f"lengths: expected 0 … {steps}, got {lengths.min()} … {lengths.max()}")
-    return lengths
 
 
 def _check_jordan(x: Array, weights: Weights, s0: Array | None, output: str) -> None:
@@ -388,6 +358,7 @@ def _check_jordan(x: Array, weights: Weights, s0: Array | None, output: str) -> 
         raise ValueError(f"output: expected one of {sorted(OUTPUTS)}, got {output!r}")
     hidden, out = (weights[k].size if k in weights else 0 for k in "bc")
     shapes: dict[str, tuple[int, ...]] = {"W": (hidden, x.shape[-1]), "U": (hidden, out)}
-    _check_weights(x, weights, shapes | {"Q": (out, hidden), "b": (hidden,), "c": (out,)})
+    check_input(x)
+    check_weights(weights, shapes | {"Q": (out, hidden), "b": (hidden,), "c": (out,)}, x)
     if s0 is not None:
-        _check_array("s0", s0, (x.shape[0], out), x)
+        check_array("s0", s0, (x.shape[0], out), x)

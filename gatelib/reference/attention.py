@@ -1,6 +1,6 @@
-"""Attention in NumPy, forward and backward by hand, and search over one sentence in plain loops.
+"""Attention in NumPy, forward and backward by hand.
 
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.check.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Shapes: B sentences, T queries, S positions. `queries` (B, T, Q), `keys` (B, S, K), and `values`
@@ -10,19 +10,17 @@ Shapes: B sentences, T queries, S positions. `queries` (B, T, Q), `keys` (B, S, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gatelib.reference.check import check_dtype, check_floats, check_weights, live_steps
+
+__all__ = ["SCORES", "backward", "forward", "initialize", "softmax"]
+
 Array = NDArray[Any]
 Weights = dict[str, Array]
-Tokens = tuple[int, ...]
-NextLogProbs = Callable[[Tokens], Array]
-"""From the tokens so far to log-probabilities (V,) of the next one."""
-
 SCORES = ("additive", "dot", "scaled", "general")
 
 
@@ -30,13 +28,16 @@ def initialize(
     rng: np.random.Generator, query_size: int, key_size: int, size: int, score: str = "additive"
 ) -> Weights:
     """Uniform weights in ±1/√(inputs): what torch draws for a linear layer."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    if score == "additive":
-        shapes = {"W": (size, query_size), "U": (size, key_size), "w": (size,)}
-    elif score == "general":
-        shapes = {"W": (key_size, query_size)}
+    shapes = _shapes(query_size, key_size, size, score)
     bounds = {name: 1 / np.sqrt(shape[-1]) for name, shape in shapes.items()}
     return {name: rng.uniform(-bounds[name], bounds[name], shapes[name]) for name in shapes}
+
+
+def _shapes(query_size: int, key_size: int, size: int, score: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a score's weights."""
+    if score == "additive":
+        return {"W": (size, query_size), "U": (size, key_size), "w": (size,)}
+    return {"W": (key_size, query_size)} if score == "general" else {}
 
 
 def forward(
@@ -125,74 +126,6 @@ def _scale(score: str, keys: Array) -> float:
     return float(np.sqrt(keys.shape[-1])) if score == "scaled" else 1.0
 
 
-# ---- searching for the best answer to one sentence ------------------------------------------
-
-
-def normalised(total: float, length: int, length_power: float, length_offset: float) -> float:
-    """A hypothesis' score: its log-probability over ((offset + length)/(offset + 1))^power.
-
-    Offset 5 is Wu et al. 2016, arXiv:1609.08144, equation 14, without coverage; offset 0 divides
-    by a power of the length alone; power 0 leaves the log-probability as it is.
-    """
-    return float(total / ((length_offset + length) / (length_offset + 1)) ** length_power)
-
-
-def exhaustive(
-    next_log_probs: NextLogProbs,
-    end: int,
-    max_length: int,
-    length_power: float = 0.0,
-    length_offset: float = 0.0,
-) -> tuple[Tokens, float]:
-    """The best hypothesis of all, and its score, by looking at every one.
-
-    A hypothesis ends with its first `end`, or is cut after `max_length` tokens.
-    """
-    best: tuple[Tokens, float] = ((), -np.inf)
-    vocabulary = len(next_log_probs(()))
-    for length in range(1, max_length + 1):
-        for tokens in product(range(vocabulary), repeat=length):
-            whole = tokens[-1] == end or length == max_length
-            if end in tokens[:-1] or not whole:
-                continue
-            total = sum(float(next_log_probs(tokens[:t])[tokens[t]]) for t in range(length))
-            score = normalised(total, length, length_power, length_offset)
-            if score > best[1]:
-                best = tokens, score
-    return best
-
-
-def beam(
-    next_log_probs: NextLogProbs,
-    end: int,
-    max_length: int,
-    width: int,
-    length_power: float = 0.0,
-    length_offset: float = 0.0,
-) -> list[tuple[Tokens, float]]:
-    """At most `width` hypotheses and their scores, the best first.
-
-    At each step every unfinished hypothesis is tried with every next token, finished ones stay as
-    they are, and the `width` best scores of all survive.
-    """
-    alive: list[tuple[Tokens, float]] = [((), 0.0)]
-
-    def score(hypothesis: tuple[Tokens, float]) -> float:
-        tokens, total = hypothesis
-        return normalised(total, len(tokens), length_power, length_offset)
-
-    for _ in range(max_length):
-        tried: list[tuple[Tokens, float]] = []
-        for tokens, total in alive:
-            if end in tokens:
-                tried.append((tokens, total))
-                continue
-            steps = next_log_probs(tokens)
-            tried += [((*tokens, v), total + float(steps[v])) for v in range(len(steps))]
-        alive = sorted(tried, key=score, reverse=True)[:width]
-    return [(tokens, score((tokens, total))) for tokens, total in alive]
-
-
 # ---- checks ---------------------------------------------------------------------------------
 
 
@@ -202,60 +135,19 @@ def _check(queries: Array, keys: Array, values: Array, weights: Weights, score: 
     for name, array in (("queries", queries), ("keys", keys), ("values", values)):
         if array.ndim != 3:
             raise ValueError(f"{name}: expected 3 dimensions, got {array.shape}")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise TypeError(f"{name}: expected a floating dtype, got {array.dtype}")
-        if array.dtype != queries.dtype:
-            raise TypeError(f"{name}: expected {queries.dtype} as queries, got {array.dtype}")
+        check_floats(name, array)
+        check_dtype(name, array, queries, "queries")
     if len(keys) != len(queries) or values.shape[:2] != keys.shape[:2]:
         raise ValueError(
             f"keys: expected ({len(queries)}, S, K) beside values, got {keys.shape}, {values.shape}"
         )
-    _check_weights(queries, keys, weights, score)
-
-
-def _check_weights(queries: Array, keys: Array, weights: Weights, score: str) -> None:
     query_size, key_size = queries.shape[2], keys.shape[2]
-    shapes: dict[str, tuple[int, ...]] = {}
-    if score == "additive":
-        size = weights["w"].size if "w" in weights else 0
-        shapes = {"W": (size, query_size), "U": (size, key_size), "w": (size,)}
-    elif score == "general":
-        shapes = {"W": (key_size, query_size)}
-    elif query_size != key_size:
+    if score in ("dot", "scaled") and query_size != key_size:
         raise ValueError(f"queries: expected {key_size} features as keys, got {query_size}")
-    if set(weights) != set(shapes):
-        raise ValueError(f"weights: expected {sorted(shapes)}, got {sorted(weights)}")
-    for name, shape in shapes.items():
-        if weights[name].shape != shape:
-            raise ValueError(f"weights[{name!r}]: expected {shape}, got {weights[name].shape}")
-        if weights[name].dtype != queries.dtype:
-            found = weights[name].dtype
-            raise TypeError(f"weights[{name!r}]: expected {queries.dtype} as queries, got {found}")
+    size = weights["w"].size if "w" in weights else 0
+    check_weights(weights, _shapes(query_size, key_size, size, score), queries, "queries")
 
 
 def _live(lengths: Array | None, keys: Array) -> Array:
     """(B, S), true where a sentence has a position."""
-    batch, positions = keys.shape[:2]
-    if lengths is None:
-        return np.ones((batch, positions), bool)
-    lengths = np.asarray(lengths)
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths: expected ({batch},), got {lengths.shape}")
-    if not np.issubdtype(lengths.dtype, np.integer):
-        raise TypeError(f"lengths: expected whole numbers, got {lengths.dtype}")
-    if batch and (lengths.min() < 1 or lengths.max() > positions):
-        low, high = lengths.min(), lengths.max()
-        raise ValueError(f"lengths: expected 1 … {positions}, got {low} … {high}")
-    return np.asarray(np.arange(positions) < lengths[:, None])
-
-
-__all__ = [
-    "SCORES",
-    "backward",
-    "beam",
-    "exhaustive",
-    "forward",
-    "initialize",
-    "normalised",
-    "softmax",
-]
+    return live_steps(lengths, keys, least=1)
