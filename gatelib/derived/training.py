@@ -1,10 +1,9 @@
-"""Runs a Spec with carries step by step: a witness that knows nothing but the equations.
+"""Optimisers over their steps: Specs with carries and no matrix product, such as momentum.
 
 Imports NumPy and gatelib.spec.
-Must not import gatelib.reference or gatelib.nn: it is compared with both.
+Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 
-For Specs that act on each element alone and have no matrix product around them, such as an
-optimiser, whose state is the weight; `gatelib.lab.unrolled` is for the cells of a layer.
+Nothing is differentiated here: a step of an optimiser is a forward pass, whose state is the weight.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatelib.spec import Spec
+
+__all__ = ["unfold"]
 
 Array = NDArray[Any]
 

@@ -6,6 +6,7 @@ Must not be imported by any floor: only chapters, tests and benchmarks use it.
 
 from gatelib.lab import figures
 from gatelib.lab.agreement import Agreement, agreement
+from gatelib.lab.gradients import called, gradients, over_time
 from gatelib.lab.instruments import (
     gradient_by_distance,
     half_life,
@@ -39,10 +40,13 @@ __all__ = [
     "accuracy",
     "agreement",
     "best_lr",
+    "called",
     "figures",
     "gradient_by_distance",
+    "gradients",
     "half_life",
     "jacobian_spectrum",
+    "over_time",
     "passport",
     "record",
     "saturation",

@@ -44,20 +44,19 @@ def gradients(
         if name not in outputs or np.shape(d) != outputs[name].shape:
             shapes = {known: tuple(value.shape) for known, value in outputs.items()}
             raise ValueError(f"upstream[{name!r}]: expected one of {shapes}, got {np.shape(d)}")
-    found = torch.autograd.grad(
-        [outputs[name] for name in upstream],
-        list(leaves.values()),
-        [torch.as_tensor(d) for d in upstream.values()],
-        materialize_grads=True,
-    )
-    named = {f"d_{name}": d for name, d in zip(leaves, found, strict=True)}
-    return {name: value.detach().numpy() for name, value in (dict(outputs) | named).items()}
+    wanted = [name for name in upstream if outputs[name].requires_grad]
+    if wanted:
+        seeds = [torch.as_tensor(upstream[name]) for name in wanted]
+        torch.autograd.backward([outputs[name] for name in wanted], seeds)
+    found = {name: torch.zeros_like(v) if v.grad is None else v.grad for name, v in leaves.items()}
+    named = dict(outputs) | {f"d_{name}": d for name, d in found.items()}
+    return {name: value.detach().numpy() for name, value in named.items()}
 
 
 def called(module: nn.Module, weights: Tensors, *args: Any) -> Any:
     """What the module gives with these weights in the place of its parameters; the others are 0."""
-    like = next(iter(weights.values()))
-    own = {name: like.new_zeros(p.shape) for name, p in module.named_parameters()}
+    dtype = next((value.dtype for value in weights.values()), None)
+    own = {name: torch.zeros_like(p, dtype=dtype) for name, p in module.named_parameters()}
     for name in weights.keys() - own.keys():
         raise ValueError(f"weights: expected names of {sorted(own)}, got {name!r}")
     return torch.func.functional_call(module, own | dict(weights), args)

@@ -1,6 +1,6 @@
 """A cell of several stages as a torch layer: the plain loop, differentiated by autograd.
 
-Imports torch and gatelib.spec.
+Imports torch, gatelib.cell and gatelib.spec.
 Must not import gatelib.reference: it is compared with it.
 
 `gatelib.nn.Recurrent` makes a layer of one Spec. A GRU whose reset gate acts before the product
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatelib import cell as cells
 from gatelib.spec import Spec
 
 __all__ = ["Staged"]
@@ -41,7 +42,8 @@ class Staged(nn.Module):
         self, cell: Sequence[Spec], input_size: int, hidden_size: int, **options: Any
     ) -> None:
         super().__init__()
-        self.stages, self.hidden_size = tuple(cell), hidden_size
+        self.cell, self.num_layers = cells.cell(cell), 1
+        self.stages, self.hidden_size = self.cell.stages, hidden_size
         inputs = [str(v) for stage in self.stages for v in stage.inputs]
         made = {str(v) for stage in self.stages for v in stage.outputs}
         if "h" not in made:

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatelib import derived, lab
 from gatelib.equations import attention as equations
-from gatelib.lab.attended import symbolic
 from gatelib.nn import AdditiveAttention, DotAttention
 from gatelib.reference import attention as reference
+from tests.families.witnesses import assert_agree
 
 SCORES = reference.SCORES
 
@@ -28,8 +29,15 @@ def problem(score, B=3, T=4, S=5, K=6, seed=0, lengths=None):
     return queries, keys, weights, rng.normal(size=(B, T, K)), lengths
 
 
-def by_equations(score, queries, keys, weights, upstream, lengths, read=equations.READ):
-    return symbolic(equations.SCORES[score], read, queries, keys, weights, upstream, lengths)
+def named(queries, keys, weights, upstream):
+    """A case as `gradients` takes it: inputs and upstream gradients."""
+    return {"queries": queries, "keys": keys} | weights, {"context": upstream}
+
+
+def by_equations(score, *case, read=equations.READ):
+    *arrays, lengths = case
+    run = partial(derived.attention.attend, equations.SCORES[score], read, lengths=lengths)
+    return derived.gradients(run, *named(*arrays))
 
 
 def by_hand(score, queries, keys, weights, upstream, lengths):
@@ -53,29 +61,24 @@ def module_of(score, queries, keys, weights, dtype=torch.float64):
     return module, {key: names[key] for key in weights}
 
 
-def by_torch(score, queries, keys, weights, upstream, lengths):
-    module, names = module_of(score, queries, keys, weights)
-    q, k = (torch.tensor(v, requires_grad=True) for v in (queries, keys))
-    context, g = module(q, k, torch.tensor(lengths))
-    (context * torch.tensor(upstream)).sum().backward()
-    found = {"context": context, "attention": g, "d_queries": q.grad, "d_keys": k.grad}
-    found |= {f"d_{key}": getattr(module, name).grad for key, name in names.items()}
-    return {key: value.detach().numpy() for key, value in found.items()}
+def by_torch(score, *case):
+    *arrays, lengths = case
+    module, names = module_of(score, *arrays[:3])
 
+    def run(given):
+        own = {place: given[key] for key, place in names.items()}
+        found = lab.called(module, own, given["queries"], given["keys"], torch.tensor(lengths))
+        return dict(zip(("context", "attention"), found, strict=True))
 
-def assert_agree(found, expected, bound=1e-10):
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
-        assert value.shape == expected[key].shape, key
-        assert np.abs(value - expected[key]).max() <= bound, key
+    return lab.gradients(run, *named(*arrays))
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_equations_hand_and_torch_agree(score):
     case = problem(score)
-    derived = by_equations(score, *case)
-    assert_agree(by_hand(score, *case), derived)
-    assert_agree(by_torch(score, *case), derived)
+    expected = by_equations(score, *case)
+    assert_agree(by_hand(score, *case), expected)
+    assert_agree(by_torch(score, *case), expected)
 
 
 @settings(max_examples=15, deadline=None)
@@ -87,9 +90,9 @@ def test_equations_hand_and_torch_agree(score):
 def test_they_agree_for_any_shape(score, shape, seed):
     lengths = np.random.default_rng(seed).integers(1, shape[2] + 1, shape[0])
     case = problem(score, *shape, seed=seed, lengths=lengths)
-    derived = by_equations(score, *case)
-    assert_agree(by_hand(score, *case), derived)
-    assert_agree(by_torch(score, *case), derived)
+    expected = by_equations(score, *case)
+    assert_agree(by_hand(score, *case), expected)
+    assert_agree(by_torch(score, *case), expected)
 
 
 def test_a_softmax_is_exponential_gates_over_their_sum():

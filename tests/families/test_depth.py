@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck
 
+from gatelib import derived, lab
 from gatelib.equations import depth as equations
-from gatelib.lab.deepened import deepened
 from gatelib.nn import LSTM, Deep, Gate, Residual, StochasticDepth
 from gatelib.reference import depth as reference
+from tests.families.witnesses import assert_agree
 
 KEEP = 0.75
 KINDS = ("plain", "residual", "rezero", "layerscale", "stochastic", "postactivation", "dense")
@@ -62,12 +64,19 @@ def masks_of(p):
     return [(row < KEEP)[:, None] / KEEP for row in p["noise"]]
 
 
+def case(p):
+    """Inputs and upstream gradients by the names of all witnesses: `x`, `0.W`, `0.b`, …"""
+    own = {f"{k}.{name}": v for k, w in enumerate(p["layers"]) for name, v in w.items()}
+    return {"x": p["x"]} | own, {"y": p["dy"]}
+
+
 def by_equations(p):
-    told = None
+    spec, told = spec_of(p["kind"], p["activation"]), ()
     if p["noise"] is not None:
         told = [{"m": (row < KEEP)[:, None] * 1.0, "keep": KEEP} for row in p["noise"]]
-    spec = spec_of(p["kind"], p["activation"])
-    return deepened(spec, p["x"], p["layers"], p["dy"], told, p["kind"] == "dense")
+    run = partial(derived.depth.layers, spec, told=told)
+    run = partial(derived.depth.dense, spec) if p["kind"] == "dense" else run
+    return derived.gradients(run, *case(p))
 
 
 def run_by_hand(p):
@@ -117,23 +126,17 @@ def module_of(p):
 
 def by_torch(p):
     net = module_of(p)
-    x = torch.tensor(p["x"], requires_grad=True)
-    y = net(x)
-    (y * torch.tensor(p["dy"])).sum().backward()
-    found = {"y": y, "d_x": x.grad}
+    places = {id(value): name for name, value in net.named_parameters()}
+    names = {}
     for l, (layer, matrix) in enumerate(zip(net.layers, net.matrices(), strict=True)):
-        found |= {f"d_{l}.W": matrix.weight.grad, f"d_{l}.b": matrix.bias.grad}
-        if getattr(layer, "alpha", None) is not None:
-            found[f"d_{l}.alpha"] = layer.alpha.grad
-    return {name: value.detach().numpy() for name, value in found.items()}
+        own = {"W": matrix.weight, "b": matrix.bias, "alpha": getattr(layer, "alpha", None)}
+        names |= {f"{l}.{k}": places[id(v)] for k, v in own.items() if v is not None}
 
+    def run(given):
+        weights = {place: given[name] for name, place in names.items()}
+        return {"y": lab.called(net, weights, given["x"])}
 
-def assert_agree(found, expected, bound=1e-10):
-    assert set(found) == set(expected)
-    for key in expected:
-        assert found[key].shape == expected[key].shape, key
-        error = np.abs(found[key] - expected[key]).max()
-        assert error <= bound, f"{key}: {error:.1e}"
+    return lab.gradients(run, *case(p))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

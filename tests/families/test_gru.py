@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatelib import derived, lab
 from gatelib.equations import gru as equations
 from gatelib.lab.staged import Staged
-from gatelib.lab.unrolled import symbolic
 from gatelib.nn import GRU, Recurrent, convert
 from gatelib.reference import gru as reference
 from gatelib.spec import Spec, symbol
+from tests.families.witnesses import assert_agree, named
 
 NAMES = sorted(equations.ALL)
 TORCH = {"W": "weight_ih_l0", "U": "weight_hh_l0", "b": "bias_ih_l0", "b_u": "bias_hh_l0"}
@@ -30,8 +31,9 @@ def problem(name, B=3, T=5, D=4, H=6, seed=0):
     return x, weights, rng.normal(size=(B, H)), dy, rng.normal(size=(B, H))
 
 
-def by_equations(name, x, weights, h0, dy, dh):
-    return symbolic(equations.ALL[name].stages, x, weights, {"h": h0}, {"y": dy, "h": dh})
+def by_equations(name, *args):
+    run = partial(derived.rnn.over_time, equations.ALL[name])
+    return derived.gradients(run, *named(*args))
 
 
 def by_hand(name, x, weights, h0, dy, dh, lengths=None):
@@ -40,31 +42,9 @@ def by_hand(name, x, weights, h0, dy, dh, lengths=None):
     return {"y": y, "final_h": h} | {f"d_{k}": v for k, v in grads.items()}
 
 
-def by_torch(layer, x, weights, h0, dy, dh):
+def by_torch(layer, *args):
     """Any torch layer with these weights, differentiated by autograd."""
-    own = dict(layer.double().named_parameters())
-    names = {k: TORCH.get(k, f"{k}_l0") for k in weights}
-    assert set(own) == set(names.values())
-    with torch.no_grad():
-        for k, name in names.items():
-            own[name].copy_(torch.tensor(weights[k]))
-    inputs, start = (torch.tensor(v, requires_grad=True) for v in (x, h0[None]))
-    state = start if isinstance(layer, torch.nn.RNNBase) else {"h": start}
-    y, last = layer(inputs, state)
-    last = last["h"] if isinstance(last, dict) else last
-    ((y * torch.tensor(dy)).sum() + (last[0] * torch.tensor(dh)).sum()).backward()
-    found = {"y": y, "final_h": last[0], "d_x": inputs.grad, "d_h0": start.grad[0]}
-    found |= {f"d_{k}": own[name].grad for k, name in names.items()}
-    return {k: v.detach().numpy() for k, v in found.items()}
-
-
-def assert_agree(found, expected, bound=1e-10):
-    assert found.keys() == expected.keys()
-    assert {"y", "final_h", "d_W", "d_U", "d_b", "d_x", "d_h0"} <= set(found)
-    for key, value in found.items():
-        assert value.shape == expected[key].shape, key
-        error = np.abs(value - expected[key]).max(initial=0)
-        assert error <= bound, f"{key}: {error:.1e}"
+    return lab.gradients(lab.over_time(layer), *named(*args))
 
 
 # --- the witnesses --------------------------------------------------------------------------
@@ -188,9 +168,9 @@ def test_two_biases_are_both_added_to_a_plain_cell():
     rng = np.random.default_rng(0)
     weights = {"W": rng.normal(size=(3, 2)), "U": rng.normal(size=(3, 3))}
     weights |= {k: rng.normal(size=3) for k in ("b", "b_u")}
-    x, h0, dy, dh = (rng.normal(size=s) for s in ((2, 4, 2), (2, 3), (2, 4, 3), (2, 3)))
-    found = symbolic(plain, x, weights, {"h": h0}, {"y": dy, "h": dh})
-    assert_agree(found, by_torch(torch.nn.RNN(2, 3, batch_first=True), x, weights, h0, dy, dh))
+    x, *others = (rng.normal(size=s) for s in ((2, 4, 2), (2, 3), (2, 4, 3), (2, 3)))
+    found = derived.gradients(partial(derived.rnn.over_time, plain), *named(x, weights, *others))
+    assert_agree(found, by_torch(torch.nn.RNN(2, 3, batch_first=True), x, weights, *others))
 
 
 # --- errors ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatelib import derived, lab
 from gatelib.equations import gru, lstm
 from gatelib.equations import highway as equations
 from gatelib.kernels import highway as kernel
-from gatelib.lab.layered import symbolic_gtrxl, symbolic_layers, symbolic_micro_steps
 from gatelib.nn import GTrXLGate, Highway, Recurrent, RecurrentHighway
 from gatelib.reference import highway as reference
+from tests.families.witnesses import assert_agree, named
 
 KINDS = [(a, c) for a in equations.ACTIVATIONS for c in (True, False)]
 
@@ -32,24 +34,19 @@ def by_hand(x, weights, dy, activation="relu", coupled=True):
     return {"y": y} | {f"d_{k}": v for k, v in reference.backward(dy, saved).items()}
 
 
+def by_equations(spec, x, weights, dy):
+    run = partial(derived.highway.layers, spec)
+    return derived.gradients(run, {"x": x} | weights, {"y": dy})
+
+
 def by_torch(x, weights, dy, activation="relu", coupled=True, impl="auto"):
     layers, _, size = weights["W"].shape
-    module = Highway(size, layers, activation, coupled=coupled, impl=impl, dtype=torch.float64)
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor(weights["W"]))
-        module.bias.copy_(torch.tensor(weights["b"]))
-    inputs = torch.tensor(x, requires_grad=True)
-    y = module(inputs)
-    (y * torch.tensor(dy)).sum().backward()
-    found = {"y": y, "d_x": inputs.grad, "d_W": module.weight.grad, "d_b": module.bias.grad}
-    return {k: v.detach().numpy() for k, v in found.items()}
+    module = Highway(size, layers, activation, coupled=coupled, impl=impl)
 
+    def run(given):
+        return {"y": lab.called(module, {"weight": given["W"], "bias": given["b"]}, given["x"])}
 
-def assert_agree(found, expected, bound=1e-10):
-    assert set(found) == set(expected)
-    for key in sorted(found):
-        error = np.abs(found[key] - expected[key]).max(initial=0.0)
-        assert error <= bound, f"{key}: {error:.1e}"
+    return lab.gradients(run, {"x": x} | weights, {"y": dy})
 
 
 # --- the stack --------------------------------------------------------------------------------
@@ -64,11 +61,11 @@ def assert_agree(found, expected, bound=1e-10):
 )
 def test_four_witnesses_agree_for_any_shape_and_size(kind, shape, scale, seed):
     x, weights, dy = problem(*shape, kind[1], seed, scale)
-    derived = symbolic_layers(equations.layer(*kind), x, weights, dy)
-    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in derived.values()))
-    assert_agree(by_hand(x, weights, dy, *kind), derived, bound)
-    assert_agree(by_torch(x, weights, dy, *kind, impl="reference"), derived, bound)
-    assert_agree(by_torch(x, weights, dy, *kind, impl="fused"), derived, bound)
+    expected = by_equations(equations.layer(*kind), x, weights, dy)
+    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in expected.values()))
+    assert_agree(by_hand(x, weights, dy, *kind), expected, bound)
+    assert_agree(by_torch(x, weights, dy, *kind, impl="reference"), expected, bound)
+    assert_agree(by_torch(x, weights, dy, *kind, impl="fused"), expected, bound)
 
 
 @pytest.mark.parametrize("gate", [-50.0, 50.0])
@@ -296,21 +293,19 @@ def gtrxl_problem(N=4, D=5, seed=0, scale=1.0):
 )
 def test_three_witnesses_of_the_gtrxl_gate_agree(shape, scale, seed):
     x, y, weights, dg = gtrxl_problem(*shape, seed, scale)
-    derived = symbolic_gtrxl(equations.GTRXL.stages, x, y, weights, dg)
-    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in derived.values()))
+    case = {"x": x, "y": y} | weights, {"g": dg}
+    expected = derived.gradients(partial(derived.highway.gtrxl, equations.GTRXL), *case)
+    bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in expected.values()))
     g, saved = reference.forward_gtrxl(x, y, weights)
     hand = {"g": g} | {f"d_{k}": v for k, v in reference.backward_gtrxl(dg, saved).items()}
-    assert_agree(hand, derived, bound)
-    layer = GTrXLGate(shape[1], dtype=torch.float64)
-    names = {"W_y": layer.weight_y, "W_x": layer.weight_x, "b": layer.bias}
-    for name, parameter in names.items():
-        parameter.data = torch.tensor(weights[name])
-    first, second = (torch.tensor(v, requires_grad=True) for v in (x, y))
-    out = layer(first, second)
-    (out * torch.tensor(dg)).sum().backward()
-    found = {"g": out, "d_x": first.grad, "d_y": second.grad}
-    found |= {f"d_{name}": parameter.grad for name, parameter in names.items()}
-    assert_agree({k: v.detach().numpy() for k, v in found.items()}, derived, bound)
+    assert_agree(hand, expected, bound)
+    layer, names = GTrXLGate(shape[1]), {"weight_y": "W_y", "weight_x": "W_x", "bias": "b"}
+
+    def run(given):
+        own = {name: given[key] for name, key in names.items()}
+        return {"g": lab.called(layer, own, given["x"], given["y"])}
+
+    assert_agree(lab.gradients(run, *case), expected, bound)
 
 
 def test_the_gtrxl_gate_starts_near_the_identity():
@@ -336,21 +331,15 @@ def recurrent_problem(B=3, T=4, D=2, H=5, depth=3, coupled=True, seed=0):
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_three_witnesses_of_the_recurrent_highway_agree(depth, coupled):
     x, weights, h0, dy, dh = recurrent_problem(depth=depth, coupled=coupled)
+    case = named(x, weights, h0, dy, dh)
     kinds = {True: equations.RECURRENT_HIGHWAY, False: equations.RECURRENT_UNCOUPLED}
-    derived = symbolic_micro_steps(kinds[coupled], x, weights, h0, {"y": dy, "h": dh})
+    expected = derived.gradients(partial(derived.highway.recurrent, kinds[coupled]), *case)
     y, h, saved = reference.forward_recurrent(x, weights, h0, coupled)
     hand = {f"d_{k}": v for k, v in reference.backward_recurrent(dy, dh, saved).items()}
-    assert_agree({"y": y, "final_h": h} | hand, derived)
-    layer = RecurrentHighway(2, 5, depth, coupled=coupled, dtype=torch.float64)
-    names = {"W": layer.weight_ih, "U": layer.weight_hh, "b": layer.bias}
-    for name, parameter in names.items():
-        parameter.data = torch.tensor(weights[name])
-    inputs, first = (torch.tensor(v, requires_grad=True) for v in (x, h0))
-    out, last = layer(inputs, first)
-    ((out * torch.tensor(dy)).sum() + (last * torch.tensor(dh)).sum()).backward()
-    found = {"y": out, "final_h": last, "d_x": inputs.grad, "d_h0": first.grad}
-    found |= {f"d_{name}": parameter.grad for name, parameter in names.items()}
-    assert_agree({k: v.detach().numpy() for k, v in found.items()}, derived)
+    assert_agree({"y": y, "final_h": h} | hand, expected)
+    layer = RecurrentHighway(2, 5, depth, coupled=coupled)
+    run = lab.over_time(layer, W="weight_ih", U="weight_hh", b="bias")
+    assert_agree(lab.gradients(run, *case), expected)
 
 
 def test_at_depth_one_it_is_the_recurrent_layer_of_its_spec():

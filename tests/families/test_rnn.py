@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatelib import derived, lab
 from gatelib.equations import rnn as equations
-from gatelib.lab.loops import symbolic_jordan, symbolic_skip
-from gatelib.lab.unrolled import symbolic
 from gatelib.nn import Jordan, Recurrent, SkipRNN
 from gatelib.reference import rnn as reference
+from tests.families.witnesses import assert_agree, named
 
 SPECS = {name.removesuffix("_rnn"): known.spec for name, known in equations.ALL.items()}
 NAMES = sorted(SPECS)
@@ -47,47 +49,28 @@ def jordan_by_hand(x, weights, s0, dy, ds, output="identity", decay=0.0, every=N
     return {"y": y, "final_s": s} | {f"d_{k}": v for k, v in grads.items()}
 
 
-def by_autograd(layer, names, x, weights, state, dy, d_state, every=None, state_name="h"):
-    """A torch layer with these weights; with `every`, its state is detached between chunks."""
-    own = dict(layer.double().named_parameters())
-    with torch.no_grad():
-        for key, name in names.items():
-            own[name].copy_(torch.tensor(weights[key]))
-    first, inputs = torch.tensor(state, requires_grad=True), torch.tensor(x, requires_grad=True)
-    outputs, last = [], first
-    for part in inputs.split(every or x.shape[1], dim=1):
-        y, last = layer(part, last if not outputs else last.detach())
-        outputs.append(y)
-    y = torch.cat(outputs, 1)
-    ((y * torch.tensor(dy)).sum() + (last * torch.tensor(d_state)).sum()).backward()
-    found = {"y": y, f"final_{state_name}": last, "d_x": inputs.grad}
-    found |= {f"d_{state_name}0": first.grad}
-    found |= {f"d_{key}": own[name].grad for key, name in names.items()}
-    return {k: v.detach().numpy() for k, v in found.items()}
+def in_chunks(layer, every, **names):
+    """How a torch layer runs; with `every`, its state is detached between chunks."""
+    run = lab.over_time(layer, **names)
+
+    def chunked(given):
+        state = next(name for name in given if name.endswith("0"))
+        final, outputs = f"final_{state[:-1]}", []
+        for part in given["x"].split(every or given["x"].shape[1], dim=1):
+            found = run(given | {"x": part})
+            outputs.append(found["y"])
+            given = given | {state: found[final].detach()}
+        return {"y": torch.cat(outputs, 1), final: found[final]}
+
+    return chunked
 
 
-class Plain(torch.nn.Module):
-    """gatelib.nn.Recurrent with one tensor as its state."""
-
-    def __init__(self, spec, D, H):
-        super().__init__()
-        self.layer = Recurrent(spec, D, H, impl="reference")
-
-    def forward(self, x, h):
-        y, last = self.layer(x, {"h": h[None]})
-        return y, last["h"][0]
+def by_autograd(layer, *args, every=None, state="h", **names):
+    return lab.gradients(in_chunks(layer, every, **names), *named(*args, state))
 
 
-PLAIN = {"W": "layer.weight_ih_l0", "U": "layer.weight_hh_l0", "b": "layer.bias_ih_l0"}
 SKIP = {"W": "weight_ih", "U": "weight_hh", "V": "weight_skip", "b": "bias"}
 JORDAN = {"W": "weight_ih", "U": "weight_sh", "b": "bias_h", "Q": "weight_ho", "c": "bias_o"}
-
-
-def assert_agree(found, expected, bound=1e-10):
-    assert set(found) == set(expected)
-    for key in sorted(found):
-        error = np.abs(found[key] - expected[key]).max(initial=0.0)
-        assert error <= bound, f"{key}: {error:.1e}"
 
 
 # --- Elman and its relatives ------------------------------------------------------------------
@@ -101,30 +84,26 @@ def assert_agree(found, expected, bound=1e-10):
     seed=st.integers(0, 99),
 )
 def test_hand_and_derivation_agree_for_any_shape_and_size(name, shape, scale, seed):
-    x, weights, h0, dy, dh = problem(0, *shape, seed=seed, scale=scale)
-    derived = symbolic(SPECS[name], x, weights, {"h": h0}, {"y": dy, "h": dh})
-    scale = 1 + max(np.abs(v).max() for v in derived.values())
-    assert_agree(by_hand(name, x, weights, h0, dy, dh), derived, 1e-11 * scale)
+    args = problem(0, *shape, seed=seed, scale=scale)
+    found = derived.gradients(partial(derived.rnn.over_time, SPECS[name]), *named(*args))
+    scale = 1 + max(np.abs(v).max() for v in found.values())
+    assert_agree(by_hand(name, *args), found, 1e-11 * scale)
 
 
 @pytest.mark.parametrize("every", [None, 1, 2, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_bptt_by_hand_is_autograd_with_the_state_detached_between_chunks(name, every):
     args = problem(seed=1)
-    layer = Plain(SPECS[name], 4, 6)
-    assert_agree(by_hand(name, *args, every=every), by_autograd(layer, PLAIN, *args, every))
+    layer = Recurrent(SPECS[name], 4, 6, impl="reference")
+    assert_agree(by_hand(name, *args, every=every), by_autograd(layer, *args, every=every))
 
 
 @pytest.mark.parametrize("kind", ["tanh", "relu"])
 def test_the_reference_is_torch_rnn(kind):
-    x, weights, h0, dy, dh = problem(seed=2)
-    peer = torch.nn.RNN(4, 6, nonlinearity=kind, batch_first=True, dtype=torch.float64)
-    peer.bias_hh_l0.data.zero_()
-    names = {"W": "weight_ih_l0", "U": "weight_hh_l0", "b": "bias_ih_l0"}
-    found = by_autograd(peer, names, x, weights, h0[None], dy, dh[None])
-    found |= {key: found[key][0] for key in ("final_h", "d_h0")}
+    args = problem(seed=2)
+    peer = torch.nn.RNN(4, 6, nonlinearity=kind, batch_first=True)
     name = {"tanh": "elman", "relu": "relu"}[kind]
-    assert_agree(by_hand(name, x, weights, h0, dy, dh), found)
+    assert_agree(by_hand(name, *args), by_autograd(peer, *args))
 
 
 def test_a_clipped_relu_stops_at_its_ceiling_and_learns_nothing_there():
@@ -226,9 +205,9 @@ def test_truncation_does_not_change_the_outputs(every):
 @pytest.mark.parametrize("skip", [2, 3, 7])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_skip_by_hand_is_the_one_derived(name, skip):
-    x, weights, h0, dy, dh = problem(skip)
-    derived = symbolic_skip(SPECS[name], x, weights, h0, {"y": dy, "h": dh})
-    assert_agree(by_hand(name, x, weights, h0, dy, dh, skip=skip), derived)
+    args = problem(skip)
+    found = derived.gradients(partial(derived.rnn.skip, SPECS[name]), *named(*args))
+    assert_agree(by_hand(name, *args, skip=skip), found)
 
 
 @pytest.mark.parametrize("skip", [2, 3, 7])
@@ -236,13 +215,13 @@ def test_a_skip_by_hand_is_the_one_derived(name, skip):
 def test_a_skip_by_hand_is_the_torch_module(kind, name, skip):
     args = problem(skip, seed=1)
     layer = SkipRNN(4, 6, skip, nonlinearity=kind)
-    assert_agree(by_hand(name, *args, skip=skip), by_autograd(layer, SKIP, *args))
+    assert_agree(by_hand(name, *args, skip=skip), by_autograd(layer, *args, **SKIP))
 
 
 def test_a_skip_truncated_by_hand_is_torch_with_the_states_detached():
     args = problem(2, T=8)
     found = by_hand("elman", *args, skip=2, every=3)
-    assert_agree(found, by_autograd(SkipRNN(4, 6, 2), SKIP, *args, every=3))
+    assert_agree(found, by_autograd(SkipRNN(4, 6, 2), *args, every=3, **SKIP))
 
 
 def test_a_skip_whose_matrix_is_zero_is_no_skip():
@@ -268,10 +247,10 @@ def test_a_skip_whose_matrix_is_zero_is_no_skip():
     seed=st.integers(0, 99),
 )
 def test_jordan_by_hand_is_the_one_derived(output, decay, shape, seed):
-    x, weights, s0, dy, ds = jordan_problem(*shape, seed=seed)
+    args = jordan_problem(*shape, seed=seed)
     specs = equations.ELMAN, equations.jordan_output(output, decay)
-    derived = symbolic_jordan(*specs, x, weights, s0, {"y": dy, "s": ds})
-    assert_agree(jordan_by_hand(x, weights, s0, dy, ds, output, decay), derived)
+    found = derived.gradients(partial(derived.rnn.jordan, *specs), *named(*args, "s"))
+    assert_agree(jordan_by_hand(*args, output, decay), found)
 
 
 @pytest.mark.parametrize("every", [None, 1, 2, 9])
@@ -280,7 +259,7 @@ def test_jordan_by_hand_is_the_one_derived(output, decay, shape, seed):
 def test_jordan_by_hand_is_the_torch_module(output, decay, every):
     args = jordan_problem(seed=1)
     layer = Jordan(4, 6, 2, output=output, decay=decay)
-    expected = by_autograd(layer, JORDAN, *args, every=every, state_name="s")
+    expected = by_autograd(layer, *args, every=every, state="s", **JORDAN)
     assert_agree(jordan_by_hand(*args, output, decay, every), expected)
 
 

@@ -6,6 +6,9 @@ Must not hold a second implementation: a witness is a floor, a derived law, or t
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from gatelib import derived, lab
 from gatelib.equations import lstm as cells
 from gatelib.equations import stacks as equations
-from gatelib.lab.stacked import stacked
 from gatelib.nn import LSTM, Gate, Recurrent, Stack, VariationalDropout, pool
 from gatelib.reference import lstm
 from gatelib.reference import stacks as reference
+from tests.families.witnesses import assert_agree
 
 KEEP = 0.75
 NAMES = {"weight_ih_l0": "W", "weight_hh_l0": "U", "bias_ih_l0": "b"}
@@ -39,12 +43,22 @@ def problem(ways, residual, masked, B=3, T=4, D=3, H=2, seed=0):
     }
 
 
+def case(p):
+    """Inputs and upstream gradients by the names of all witnesses: `0.0.W`, `0.0.h0`, …"""
+    inputs, upstream = {"x": p["x"]}, {"y": p["dy"]}
+    for k, layer in enumerate(p["layers"]):
+        for way, weights in enumerate(layer):
+            place, start, end = f"{k}.{way}.", p["starts"][k][way], p["ends"][k][way]
+            inputs |= {f"{place}{name}": value for name, value in weights.items()}
+            inputs |= {f"{place}{name}0": value for name, value in start.items()}
+            upstream |= {f"{place}final_{name}": value for name, value in end.items()}
+    return inputs, upstream
+
+
 def by_equations(p):
-    masks = None
-    if p["noise"] is not None:
-        masks = [None, ((p["noise"] < KEEP) * 1.0, KEEP)]
-    upstream = (p["dy"], p["ends"])
-    return stacked(cells.LSTM, p["x"], p["layers"], p["starts"], upstream, masks, p["residual"])
+    masks = () if p["noise"] is None else [None, ((p["noise"] < KEEP) * 1.0, KEEP)]
+    run = partial(derived.stacks.layers, cells.LSTM, masks=masks, residual=p["residual"])
+    return derived.gradients(run, *case(p))
 
 
 def by_hand(p, lengths=None):
@@ -96,45 +110,24 @@ def module(kind, p):
     return stack
 
 
-def states_of(kind, p, key):
-    """States of each layer as its module takes them."""
-    found = []
-    for layer in p[key]:
-        state = {k: torch.tensor(np.stack([way[k] for way in layer])) for k in "hc"}
-        state = {k: v.requires_grad_(key == "starts") for k, v in state.items()}
-        found.append(state if kind == "Recurrent" else tuple(state.values()))
-    return found
-
-
-def parts(state):
-    return tuple(state.values()) if isinstance(state, dict) else state
-
-
 def by_torch(kind, p, lengths=None):
-    stack, starts = module(kind, p), states_of(kind, p, "starts")
-    x = torch.tensor(p["x"], requires_grad=True)
-    y, finals = stack(x, starts, None if lengths is None else torch.tensor(lengths))
-    loss = (y * torch.tensor(p["dy"])).sum()
-    for final, end in zip(finals, states_of(kind, p, "ends"), strict=True):
-        loss = loss + sum((a * b).sum() for a, b in zip(parts(final), parts(end), strict=True))
-    loss.backward()
-    found = {"y": y, "d_x": x.grad}
-    for k, layer in enumerate(stack.layers):
-        own = dict(layer.named_parameters())
-        for way in range(len(p["layers"][0])):
-            for name, key in NAMES.items():
-                found[f"d_{k}.{way}.{key}"] = own[name + "_reverse" * way].grad
-            for which, start, final in zip("hc", parts(starts[k]), parts(finals[k]), strict=True):
-                found[f"d_{k}.{way}.{which}0"] = start.grad[way]
-                found[f"{k}.{way}.final_{which}"] = final[way]
-    return {name: value.detach().numpy() for name, value in found.items()}
+    stack, ways = module(kind, p), range(len(p["layers"][0]))
+    lengths = None if lengths is None else torch.tensor(lengths)
 
+    def run(given):
+        weights, starts, found = {}, [], {}
+        for k in range(len(stack.layers)):
+            for way, (name, key) in itertools.product(ways, NAMES.items()):
+                weights[f"layers.{k}.{name}" + "_reverse" * way] = given[f"{k}.{way}.{key}"]
+            state = {n: torch.stack([given[f"{k}.{way}.{n}0"] for way in ways]) for n in "hc"}
+            starts.append(state if kind == "Recurrent" else tuple(state.values()))
+        found["y"], finals = lab.called(stack, weights, given["x"], starts, lengths)
+        for (k, final), way in itertools.product(enumerate(finals), ways):
+            values = final.values() if kind == "Recurrent" else final
+            found |= {f"{k}.{way}.final_{n}": v[way] for n, v in zip("hc", values, strict=True)}
+        return found
 
-def assert_agree(found, expected, bound=1e-10):
-    assert set(found) == set(expected)
-    for key in expected:
-        error = np.abs(found[key] - expected[key]).max()
-        assert error <= bound, f"{key}: {error:.1e}"
+    return lab.gradients(run, *case(p))
 
 
 CASES = [(w, r, m) for w in (1, 2) for r in (False, True) for m in (False, True)]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from gatelib.derived.training import unfold
 from gatelib.equations import training as equations
-from gatelib.lab.stepwise import unfold
 from gatelib.reference import gate, stacks
 from gatelib.reference import training as reference
 
