@@ -17,6 +17,7 @@ from gatelib.lab.passport import Passport, passport
 from gatelib.lab.record import Recording, record
 from gatelib.lab.scores import word_f1
 from gatelib.lab.source import Source, show
+from gatelib.lab.tables import table
 from gatelib.lab.training import (
     History,
     Readout,
@@ -52,6 +53,7 @@ __all__ = [
     "saturation",
     "seeds",
     "show",
+    "table",
     "train",
     "word_f1",
 ]
