@@ -32,8 +32,8 @@ def table(
         form: how numbers are written, by Python's format specifications for each column with
             spaces between them; the last holds for all that follow. `"d .1f"`: 10, 2.5, 0.1.
 
-    Raises: ValueError for a row of another length than the header, a cell that holds "|", or another
-        letter.
+    Raises: ValueError for a row of another length than the header, a cell that holds "|", or a
+        letter that is none of the three.
     """
     if not align or set(align) - set(ALIGNED):
         raise ValueError(f"align: expected letters of l, c and r, got {align!r}")
