@@ -1,5 +1,5 @@
-"""Weights of one GRU layer from one library's or paper's layout to another's.
-Imports NumPy, torch.
+"""Weights of GRUs, LSTMs and plain RNNs from one library's or paper's layout to another's.
+Imports torch, gatelib.nn.layouts.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
@@ -8,77 +8,45 @@ become one where the reset gate doesn't stand between them. Whether the reset ga
 after the product with U has no map, and a request for one is refused.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-__all__ = ["LAYOUTS", "Layout", "gru"]
+from gatelib.nn.layouts import (
+    LAYOUTS,
+    LSTM_LAYOUTS,
+    RNN_LAYOUTS,
+    Arrays,
+    Layout,
+    Weights,
+    checked,
+    hidden_size,
+    read,
+    written,
+)
 
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one library or paper writes a GRU.
-
-    Args:
-        names: of the input weights, the recurrent weights and the bias or biases.
-        order: the gates in the order of their blocks; n is the candidate.
-        reset: whether r multiplies h "before" the product with U, or the product "after" it.
-        writes: whether z is the share that is written rather than the share that is kept.
-        transposed: whether matrices are (features, 3 H), and two biases one array (2, 3 H).
-        biases: 1, or 2 where U h has a bias of its own.
-    """
-
-    names: tuple[str, ...]
-    order: str = "rzn"
-    reset: Literal["before", "after"] = "after"
-    writes: bool = False
-    transposed: bool = False
-    biases: int = 2
+__all__ = ["LAYOUTS", "LSTM_LAYOUTS", "RNN_LAYOUTS", "Layout", "add_biases", "gru", "lstm", "rnn"]
 
 
-TORCH = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-PACKED = ("W", "U", "b")
-KERAS = ("kernel", "recurrent_kernel", "bias")
-LAYOUTS = {
-    "torch": Layout(TORCH),
-    "torch_before": Layout(TORCH, reset="before"),
-    "keras": Layout(KERAS, "zrn", transposed=True),
-    "keras_before": Layout(KERAS, "zrn", "before", transposed=True, biases=1),
-    "cho": Layout(PACKED, reset="before", biases=1),
-    "cho_v1": Layout(PACKED, biases=1),
-    "chung": Layout(PACKED, reset="before", writes=True, biases=1),
-    "gru": Layout((*PACKED, "b_u")),
-}
-"""Layouts by name.
-
-torch: `torch.nn.GRU`, as cuDNN. torch_before: `gatelib.nn.GRU` with `reset_after=False`, whose
-`state_dict` has the same names and shapes. keras: `keras.layers.GRU` with `reset_after=True`, its
-default. keras_before: with `reset_after=False`. cho: Cho et al. 2014 as printed
-(arXiv:1406.1078v3). cho_v1: its first two versions. chung: Chung et al. 2014 (arXiv:1412.3555).
-The papers print no biases; they have one here. gru, cho and chung are packed as
-`gatelib.reference.gru` packs them.
-"""
-
-
-def gru(weights: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
-    """The weights of one GRU layer, one direction, in another layout.
+def gru(weights: Any, source: str, target: str) -> Any:
+    """The weights of a GRU in another layout.
 
     Args:
         weights: tensors or NumPy arrays by the names of the layout `source`. For torch that is a
-            `state_dict`; for Keras, `dict(zip(("kernel", "recurrent_kernel", "bias"),
-            layer.get_weights()))`.
+            `state_dict`, of any number of layers and directions. For Keras,
+            `dict(zip(("kernel", "recurrent_kernel", "bias"), layer.get_weights()))`; a layer in
+            `Bidirectional` has the same names again behind `backward_`. For ONNX, the operator's
+            inputs `W`, `R` and `B`, one direction or two. Several layers are a list of such
+            mappings. Biases may be absent, all of them.
         source: the layout that `weights` have, one of `LAYOUTS`.
         target: the layout that is wanted.
 
     Returns:
         Tensors for torch's layouts, NumPy arrays for the others, in the dtype of `weights`; nothing
-        shares memory with them. The layer computes the same function of every input. A map there
+        shares memory with them. A list of mappings where there are several layers and the layout
+        has one mapping for each. The layer computes the same function of every input. A map there
         and back gives the same weights, but for two biases of which only the sum acts: they
         become one, and return as their sum and 0.
 
@@ -88,62 +56,58 @@ def gru(weights: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
             the product in one layout and after it in the other, or the bias of U h that r
             multiplies isn't 0 and `target` has no place for it.
     """
-    have, want = _layout("source", source), _layout("target", target)
+    return _converted(LAYOUTS, weights, source, target)
+
+
+def lstm(weights: Any, source: str, target: str) -> Any:
+    """The weights of an LSTM in another layout, one of `LSTM_LAYOUTS`; otherwise as `gru`.
+
+    A projection (`proj_size`) and ONNX's peepholes have no place in the other layouts; weights
+    that have them are refused.
+    """
+    return _converted(LSTM_LAYOUTS, weights, source, target)
+
+
+def rnn(weights: Any, source: str, target: str) -> Any:
+    """The weights of a plain RNN in another layout, one of `RNN_LAYOUTS`; otherwise as `gru`."""
+    return _converted(RNN_LAYOUTS, weights, source, target)
+
+
+def _converted(layouts: Mapping[str, Layout], weights: Any, source: str, target: str) -> Any:
+    have, want = _layout(layouts, "source", source), _layout(layouts, "target", target)
     if have.reset != want.reset:
         raise ValueError(
             f"target: {source!r} has the reset gate {have.reset} the product with U and {target!r} "
             f"has it {want.reset}. U(r*h) scales the columns of U and r*(U h) its rows, so no "
             "weights make them equal. Train again, or take a layer of the same convention"
         )
-    parts = _unpacked(_checked(weights, have, source), have)
+
+    layers = [
+        [_turned(own, have, want, target) for own in ways] for ways in read(weights, have, source)
+    ]
+    return written(layers, want, target)
+
+
+def _turned(own: Arrays, have: Layout, want: Layout, target: str) -> Weights:
+    """The arrays of one direction of one layer as `want` has them; no biases if it has none."""
+    tensors = checked(own, have)
+    biased = len(tensors) > 2
+    if not biased:
+        rows = len(have.order) * hidden_size(tensors, have)
+        shape = (2, rows) if have.transposed and have.biases == 2 else (rows,)
+        zeros = next(iter(tensors.values())).new_zeros(shape)
+        tensors |= dict.fromkeys(have.arrays[2:], zeros)
+    parts = _unpacked(tensors, have)
     if want.biases == 1:
         parts = _one_bias(parts, want, target)
     packed = _packed(parts, want)
-    return packed if want.names == TORCH else {k: v.cpu().numpy() for k, v in packed.items()}
+    return packed if biased else {name: packed[name] for name in want.arrays[:2]}
 
 
-def _layout(argument: str, name: str) -> Layout:
-    if name not in LAYOUTS:
-        raise ValueError(f"{argument}: expected one of {sorted(LAYOUTS)}, got {name!r}")
-    return LAYOUTS[name]
-
-
-def _checked(weights: Mapping[str, Any], layout: Layout, name: str) -> Weights:
-    """The weights as tensors of one dtype, with the names and shapes of their layout."""
-    if set(weights) != set(layout.names):
-        raise ValueError(
-            f"weights: expected {list(layout.names)} in the layout {name!r}, got {list(weights)}"
-        )
-    for key, value in weights.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            found = type(value).__name__
-            raise TypeError(f"weights[{key!r}]: expected a tensor or an array, got {found}")
-    tensors = {k: torch.as_tensor(weights[k]).detach() for k in layout.names}
-    first, second, *_ = tensors.values()
-    hidden = second.shape[-1 if not layout.transposed else 0] if second.dim() == 2 else 0
-    features = first.shape[0 if layout.transposed else -1] if first.dim() == 2 else 0
-    for key, shape in _shapes(layout, features, hidden).items():
-        if tuple(tensors[key].shape) != shape:
-            raise ValueError(
-                f"weights[{key!r}]: expected shape {shape}, got {tuple(tensors[key].shape)}"
-            )
-        if tensors[key].dtype != first.dtype or not first.is_floating_point():
-            raise TypeError(
-                f"weights[{key!r}]: expected one floating dtype, got {tensors[key].dtype} beside "
-                f"{first.dtype}"
-            )
-    return tensors
-
-
-def _shapes(layout: Layout, features: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    rows = 3 * hidden
-    matrices: list[tuple[int, ...]] = [(rows, features), (rows, hidden)]
-    if layout.transposed:
-        bias: list[tuple[int, ...]] = [(2, rows) if layout.biases == 2 else (rows,)]
-        matrices = [shape[::-1] for shape in matrices]
-    else:
-        bias = [(rows,)] * layout.biases
-    return dict(zip(layout.names, (*matrices, *bias), strict=True))
+def _layout(layouts: Mapping[str, Layout], argument: str, name: str) -> Layout:
+    if name not in tuple(layouts):
+        raise ValueError(f"{argument}: expected one of {sorted(layouts)}, got {name!r}")
+    return layouts[name]
 
 
 def _unpacked(weights: Weights, layout: Layout) -> Weights:
@@ -156,7 +120,7 @@ def _unpacked(weights: Weights, layout: Layout) -> Weights:
     v = biases[1] if layout.biases == 2 else torch.zeros_like(b)
     parts = {}
     for letter, packed in (("W", w), ("U", u), ("b", b), ("v", v)):
-        for gate, block in zip(layout.order, packed.chunk(3), strict=True):
+        for gate, block in zip(layout.order, packed.chunk(len(layout.order)), strict=True):
             parts[f"{letter}_{gate}"] = -block if layout.writes and gate == "z" else block
     return parts
 
@@ -172,7 +136,7 @@ def _packed(parts: Weights, layout: Layout) -> Weights:
     if layout.transposed:
         w, u = w.t().contiguous(), u.t().contiguous()
         biases = [torch.stack(biases)] if layout.biases == 2 else biases
-    return dict(zip(layout.names, (w, u, *biases), strict=True))
+    return dict(zip(layout.arrays, (w, u, *biases), strict=True))
 
 
 def _one_bias(parts: Weights, layout: Layout, target: str) -> Weights:
@@ -183,5 +147,45 @@ def _one_bias(parts: Weights, layout: Layout, target: str) -> Weights:
             f"gate multiplies, is not 0 (up to {float(parts['v_n'].abs().max()):.2g}); it can't be "
             "moved out of the gate's reach"
         )
-    summed = {f"b_{k}": parts[f"b_{k}"] + parts[f"v_{k}"] for k in "rzn"}
-    return parts | summed | {f"v_{k}": torch.zeros_like(parts[f"v_{k}"]) for k in "rzn"}
+    summed = {f"b_{k}": parts[f"b_{k}"] + parts[f"v_{k}"] for k in layout.order}
+    return parts | summed | {f"v_{k}": torch.zeros_like(parts[f"v_{k}"]) for k in layout.order}
+
+
+# ---- checkpoints of torch's layers ------------------------------------------------------------
+
+
+def add_biases(
+    state: MutableMapping[str, Any], prefix: str, known: Collection[str], gates: Sequence[str]
+) -> list[str]:
+    """Make a checkpoint of torch's LSTM or RNN fit a layer that has one bias; `state` is changed.
+
+    A `bias_hh` that the layer doesn't have is added to the `bias_ih` beside it, where the blocks
+    of both are in the same order: the gates i, f, g, o of an LSTM, or one gate.
+
+    Args:
+        state: a state_dict.
+        prefix: what stands before the layer's names in it.
+        known: the names of the layer's parameters, without the prefix.
+        gates: the gates of the layer's cell, in the order of their blocks.
+
+    Returns: for each bias that can't be used, why; empty where all is well.
+    """
+    problems = []
+    for key in [k for k in state if k.startswith(f"{prefix}bias_")]:
+        name = key.removeprefix(prefix)
+        partner = name.replace("bias_hh", "bias_ih")
+        if name in known or not re.fullmatch(r"bias_[ih]h_l\d+(_reverse)?", name):
+            continue
+        if partner == name or partner not in known:
+            problems.append(f"{key}: expected no bias, since the layer was made with bias=False")
+        elif len(gates) > 1 and tuple(gates) != ("i", "f", "g", "o"):
+            problems.append(
+                f"{key}: expected one bias, `{partner}`, for a cell with the gates "
+                f"{', '.join(gates)}; which blocks of two biases belong together isn't known. Add "
+                "them up yourself, in this order"
+            )
+        elif prefix + partner not in state:
+            problems.append(f"{key}: expected `{partner}` beside it, which it is added to")
+        else:
+            state[prefix + partner] = state[prefix + partner] + state.pop(key)
+    return problems

@@ -28,6 +28,7 @@ from gatelib.nn.check import (
 )
 from gatelib.nn.check import check_number as check_forget_bias
 from gatelib.nn.check import check_steps as check_chrono
+from gatelib.nn.convert import add_biases
 from gatelib.nn.init import packed_chrono_ as chrono_
 from gatelib.nn.init import packed_forget_bias_ as forget_bias_
 from gatelib.spec import Spec
@@ -272,6 +273,21 @@ class Recurrent(nn.Module):
             return dict.fromkeys(self.cell.states, zeros)
         _check_states(given, self.cell.states, shape, weight, dtype)
         return {name: given[name].to(dtype) for name in self.cell.states}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """A checkpoint of torch's LSTM or RNN fits, or is refused: its two biases become one."""
+        error_msgs += add_biases(state_dict, prefix, self._parameters, self.cell.gates)
+        told = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(state_dict, prefix, *told)
 
     def extra_repr(self) -> str:
         """The arguments that aren't at their default."""

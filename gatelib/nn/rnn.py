@@ -178,7 +178,11 @@ class _Loop(nn.Module):
         """The inverse of `_parts`."""
         return parts[0]
 
-    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+    def _matrix(self) -> Tensor:
+        """What multiplies the state."""
+        raise NotImplementedError
+
+    def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
         """Output and state after one step, from W x + b and the state before it."""
         raise NotImplementedError
 
@@ -206,9 +210,9 @@ class _Loop(nn.Module):
         x = input.transpose(0, 1) if self.batch_first else input
         parts = self._parts(self._initial(initial_state, x))
         x, mask = _masked(x, lengths)
-        outputs = []
+        matrix, outputs = self._matrix(), []
         for t, from_input in enumerate(F.linear(x, self.weight_ih, getattr(self, self._bias))):
-            y, after = self._step(from_input, parts)
+            y, after = self._step(from_input, parts, matrix)
             if mask is not None:
                 y = y.masked_fill(~mask[t], 0)
                 kept = zip(after, parts, strict=True)
@@ -292,9 +296,12 @@ class Jordan(_Loop):
     def _state_shape(self, batch: int) -> tuple[int, ...]:
         return batch, self.output_size
 
-    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+    def _matrix(self) -> Tensor:
+        return self.weight_sh
+
+    def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
         s = state[0]
-        h = torch.tanh(from_input + F.linear(s.to(from_input.dtype), self.weight_sh))
+        h = torch.tanh(from_input + F.linear(s.to(from_input.dtype), matrix))
         y = _OUTPUTS[self.output](F.linear(h, self.weight_ho, self.bias_o))
         wide = y.to(s.dtype)
         return y, (wide + self.decay * s if self.decay else wide,)
@@ -365,10 +372,12 @@ class SkipRNN(_Loop):
     def _whole(self, parts: States) -> Tensor:
         return torch.stack(parts, 1)
 
-    def _step(self, from_input: Tensor, state: States) -> tuple[Tensor, States]:
+    def _matrix(self) -> Tensor:
+        return torch.cat([self.weight_hh, self.weight_skip], 1)
+
+    def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
         seen = torch.cat([state[-1], state[0]], 1).to(from_input.dtype)
-        recurrent = torch.cat([self.weight_hh, self.weight_skip], 1)
-        h = _NONLINEARITIES[self.nonlinearity](from_input + F.linear(seen, recurrent))
+        h = _NONLINEARITIES[self.nonlinearity](from_input + F.linear(seen, matrix))
         return h, (*state[1:], h.to(state[0].dtype))
 
     def extra_repr(self) -> str:

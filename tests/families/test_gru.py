@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from gatelib import derived, lab
 from gatelib.equations import gru as equations
 from gatelib.lab.staged import Staged
-from gatelib.nn import GRU, Recurrent, convert
+from gatelib.nn import Recurrent
 from gatelib.reference import gru as reference
 from gatelib.spec import Spec, symbol
 from tests.families.witnesses import assert_agree, named
@@ -202,131 +200,3 @@ def test_a_staged_layer_names_what_its_cell_lacks():
     carried = Spec.parse("carried", "a_c c_prev -> h c", "c = c_prev + a_c\nh = tanh(c)")
     with pytest.raises(ValueError, match="cell: expected no carry but `h_prev`"):
         Staged((carried,), 2, 3)
-
-
-# --- converters -----------------------------------------------------------------------------
-
-AFTER = sorted(k for k, v in convert.LAYOUTS.items() if v.reset == "after")
-BEFORE = sorted(k for k, v in convert.LAYOUTS.items() if v.reset == "before")
-PAIRS = [(a, b) for group in (AFTER, BEFORE) for a in group for b in group]
-
-
-def drawn(layout, D=3, H=4, seed=0, second_bias=True):
-    """Random weights in a layout, as NumPy arrays."""
-    rng = np.random.default_rng(seed)
-    before = convert.LAYOUTS[layout].reset == "before"
-    weights = reference.initialize(rng, D, H, "cho" if before else "gru")
-    if not before and not second_bias:
-        weights["b_u"][2 * H :] = 0
-    found = convert.gru(weights, "cho" if before else "gru", layout)
-    return {k: np.asarray(v) for k, v in found.items()}
-
-
-def keras_gru(weights, x, after):
-    """Keras's GRU, written from its documentation: blocks z, r, h; matrices transposed."""
-    kernel, recurrent, bias = (weights[k] for k in ("kernel", "recurrent_kernel", "bias"))
-    size = len(recurrent)
-    first, second = bias if after else (bias, np.zeros(3 * size))
-    h, ys = np.zeros((len(x), size)), []
-    for t in range(x.shape[1]):
-        x_z, x_r, x_h = np.split(x[:, t] @ kernel + first, 3, axis=1)
-        h_z, h_r, h_h = np.split(h @ recurrent + second, 3, axis=1)
-        z, r = 1 / (1 + np.exp(-x_z - h_z)), 1 / (1 + np.exp(-x_r - h_r))
-        inner = r * h_h if after else (r * h) @ recurrent[:, 2 * size :]
-        h = z * h + (1 - z) * np.tanh(x_h + inner)
-        ys.append(h)
-    return np.stack(ys, 1)
-
-
-def outputs(layout, weights, x):
-    """What a GRU with these weights computes, by the layout's own program."""
-    if layout.startswith("keras"):
-        return keras_gru(weights, x, after=layout == "keras")
-    if layout.startswith("torch"):
-        H, D = weights["weight_hh_l0"].shape[1], x.shape[2]
-        make = torch.nn.GRU if layout == "torch" else partial(GRU, reset_after=False)
-        peer = make(D, H, batch_first=True, dtype=torch.float64)
-        peer.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
-        return peer(torch.tensor(x))[0].detach().numpy()
-    if layout == "cho_v1":
-        weights = weights | {"b_u": np.zeros_like(weights["b"])}
-    variant = "gru" if layout == "cho_v1" else layout
-    return reference.forward(x, weights, variant=variant)[0]
-
-
-@pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_converted_weights_compute_the_same_both_ways(source, target):
-    weights = drawn(source, second_bias="cho_v1" not in (source, target))
-    x = np.random.default_rng(1).normal(size=(2, 5, 3))
-    there = convert.gru(weights, source, target)
-    back = convert.gru(there, target, source)
-    expected = outputs(source, weights, x)
-    np.testing.assert_allclose(outputs(target, there, x), expected, atol=1e-13)
-    np.testing.assert_allclose(outputs(source, back, x), expected, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("source", "target"), [p for p in PAIRS if not {"cho_v1", "torch_before"} & set(p)]
-)
-def test_a_map_there_and_back_gives_the_same_weights(source, target):
-    weights = drawn(source)
-    back = convert.gru(convert.gru(weights, source, target), target, source)
-    for name, value in weights.items():
-        np.testing.assert_array_equal(np.asarray(back[name]), value)
-
-
-@pytest.mark.parametrize(("two", "one"), [("torch", "cho_v1"), ("torch_before", "chung")])
-def test_two_biases_of_which_the_sum_acts_return_as_their_sum(two, one):
-    weights = drawn(two, second_bias=False)
-    weights["bias_hh_l0"][:8] = weights["bias_ih_l0"][8:0:-1]
-    back = convert.gru(convert.gru(weights, two, one), one, two)
-    total = weights["bias_ih_l0"] + weights["bias_hh_l0"]
-    np.testing.assert_array_equal(back["bias_ih_l0"].numpy(), total)
-    assert not back["bias_hh_l0"].any()
-
-
-@pytest.mark.parametrize(
-    ("source", "target"), [(a, b) for a in AFTER for b in BEFORE] + [("cho", "torch")]
-)
-def test_before_and_after_have_no_map_and_the_reason_is_said(source, target):
-    with pytest.raises(ValueError, match="scales the columns of U and r\\*\\(U h\\) its rows"):
-        convert.gru(drawn(source, second_bias=False), source, target)
-
-
-def test_a_bias_behind_the_reset_gate_is_not_lost():
-    with pytest.raises(ValueError, match="'cho_v1' has one bias"):
-        convert.gru(drawn("torch"), "torch", "cho_v1")
-
-
-def test_torch_gets_tensors_and_the_others_arrays_that_share_no_memory():
-    weights = drawn("gru")
-    tensors = convert.gru(weights, "gru", "torch")
-    assert all(isinstance(v, torch.Tensor) for v in tensors.values())
-    again = convert.gru(tensors, "torch", "gru")
-    assert all(isinstance(v, np.ndarray) for v in again.values())
-    for value in again.values():
-        value += 1
-    np.testing.assert_array_equal(tensors["bias_hh_l0"], weights["b_u"])
-    half = {k: v.astype("f4") for k, v in weights.items()}
-    assert convert.gru(half, "gru", "keras")["bias"].dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"source": "jax"}, ValueError, "source: expected one of"),
-        ({"target": "jax"}, ValueError, "target: expected one of"),
-        ({"source": "keras"}, ValueError, "weights: expected .'kernel'"),
-        ({"W": np.zeros((9, 3))}, ValueError, r"weights\['W'\]: expected shape \(12, 3\)"),
-        ({"U": np.zeros(3)}, ValueError, r"weights\['W'\]: expected shape"),
-        ({"b": np.zeros(12, "f4")}, TypeError, r"weights\['b'\]: expected one floating dtype"),
-        ({"b": [0.0] * 12}, TypeError, r"weights\['b'\]: expected a tensor or an array, got list"),
-    ],
-)
-def test_bad_weights_are_named(change, error, says):
-    weights = drawn("gru") | {k: v for k, v in change.items() if k not in ("source", "target")}
-    names = {"source": "gru", "target": "torch"} | {
-        k: v for k, v in change.items() if k in ("source", "target")
-    }
-    with pytest.raises(error, match=says):
-        convert.gru(weights, **names)
