@@ -1,6 +1,6 @@
 """Any recurrent cell as a layer: the peephole LSTM, CIFG, LayerNorm, a reader's own `Spec`.
 
-Imports torch, gatelib.spec, gatelib.kernels, gatelib.nn.init and gatelib.nn.check.
+Imports torch, gatelib.spec, gatelib.kernels, gatelib.nn.convert, gatelib.nn.init, gatelib.nn.check.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
