@@ -4,30 +4,37 @@ Imports torch, matplotlib and any floor of gatelib.
 Must not be imported by any floor: only chapters, tests and benchmarks use it.
 """
 
-from gatelib.lab import figures
-from gatelib.lab.agreement import Agreement, agreement
-from gatelib.lab.gradients import called, gradients, over_time
-from gatelib.lab.instruments import (
-    gradient_by_distance,
-    half_life,
-    jacobian_spectrum,
-    saturation,
-)
-from gatelib.lab.passport import Passport, passport
-from gatelib.lab.record import Recording, record
-from gatelib.lab.scores import word_f1
-from gatelib.lab.source import Source, show
-from gatelib.lab.tables import table
-from gatelib.lab.training import (
-    History,
-    Readout,
-    Seeds,
-    Sweep,
-    accuracy,
-    best_lr,
-    seeds,
-    train,
-)
+try:
+    from gatelib.lab import figures
+    from gatelib.lab.agreement import Agreement, agreement
+    from gatelib.lab.gradients import called, gradients, over_time
+    from gatelib.lab.instruments import (
+        gradient_by_distance,
+        half_life,
+        jacobian_spectrum,
+        saturation,
+    )
+    from gatelib.lab.passport import Passport, passport
+    from gatelib.lab.record import Recording, record
+    from gatelib.lab.scores import word_f1
+    from gatelib.lab.source import Source, show
+    from gatelib.lab.tables import table
+    from gatelib.lab.training import (
+        History,
+        Readout,
+        Seeds,
+        Sweep,
+        accuracy,
+        best_lr,
+        seeds,
+        train,
+    )
+except ModuleNotFoundError as error:
+    package = (error.name or "gatelib").split(".")[0]
+    if package == "gatelib":
+        raise
+    message = f"gatelib.lab needs {package}: pip install 'gatelib[lab]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 __all__ = [
     "Agreement",
