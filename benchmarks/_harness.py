@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.benchmark import Timer
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
+sys.path.append(str(ROOT.parent / "chapters"))  # `support`: what a chapter shares with a benchmark
 
 
 def compare(

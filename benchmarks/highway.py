@@ -1,5 +1,5 @@
 """Gates over depth: what the fused highway saves and costs, and which learning rate suits whom.
-Imports gatelib.nn, gatelib.kernels, gatelib.data, gatelib.lab, torch and the harness.
+Imports gatelib.nn, gatelib.kernels, gatelib.data, gatelib.lab, chapters/support and the harness.
 Must not import gatelib.reference.
 
 Memory is the bytes of distinct storages that the graph holds, without input and weights, as values
@@ -21,13 +21,13 @@ from collections.abc import Callable
 
 import torch
 from _harness import write
+from support.highway import DEPTHS, NETS, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatelib.data import digits
 from gatelib.kernels import highway as kernel
 from gatelib.lab import train
-from gatelib.lab.depths import DEPTHS, NETS, net
 from gatelib.nn import Highway
 
 CASES = [(64, 64, 30), (256, 64, 30), (256, 256, 10), (1024, 256, 10), (256, 1024, 4)]

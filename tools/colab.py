@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "book" / "site.yml"
+SUPPORT = ROOT / "chapters" / "support"
 
 
 def repository(site: str) -> str:
@@ -24,21 +25,36 @@ def repository(site: str) -> str:
     return found[1].rstrip("/") if found else ""
 
 
-def install_cell(address: str) -> dict[str, Any]:
-    """The cell that a copy starts with."""
+def code_cell(name: str, source: str) -> dict[str, Any]:
+    """A code cell that was not run."""
     return {
         "cell_type": "code",
         "execution_count": None,
-        "id": "install",
+        "id": name,
         "metadata": {},
         "outputs": [],
-        "source": [f'%pip install --quiet "gatelib[lab] @ git+{address}"'],
+        "source": source.splitlines(keepends=True),
     }
 
 
-def with_installation(notebook: dict[str, Any], address: str) -> dict[str, Any]:
-    """A copy of the notebook that installs gatelib from the address before anything else."""
-    return notebook | {"cells": [install_cell(address), *notebook["cells"]]}
+def install_cell(address: str) -> dict[str, Any]:
+    """The cell that a copy starts with."""
+    return code_cell("install", f'%pip install --quiet "gatelib[lab] @ git+{address}"')
+
+
+def support_cells(chapter: str) -> list[dict[str, Any]]:
+    """The cells that write what the chapter imports from its own folder."""
+    path = SUPPORT / f"{chapter[3:]}.py"
+    if not path.exists():
+        return []
+    lines = f"%%writefile support/{path.name}\n{path.read_text(encoding='utf-8')}".rstrip("\n")
+    return [code_cell("folder", "%mkdir -p support"), code_cell("support", lines)]
+
+
+def with_installation(notebook: dict[str, Any], address: str, chapter: str = "") -> dict[str, Any]:
+    """A copy of the notebook that first installs gatelib and writes what else it imports."""
+    before = [install_cell(address), *support_cells(chapter)]
+    return notebook | {"cells": [*before, *notebook["cells"]]}
 
 
 def main(folder: Path) -> int:
@@ -49,7 +65,8 @@ def main(folder: Path) -> int:
     target = folder / "chapters"
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted((ROOT / "chapters").glob("*.ipynb")):
-        notebook = with_installation(json.loads(path.read_text(encoding="utf-8")), address)
+        chapter = json.loads(path.read_text(encoding="utf-8"))
+        notebook = with_installation(chapter, address, path.stem)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         (target / path.name).write_text(text, encoding="utf-8")
     return 0

@@ -35,9 +35,23 @@ PAGE = ROOT / "_build" / "html" / "index.html"
 SLOTS = 2
 LIBRARY = ("gatelib/**/*.py", "requirements.lock", "pyproject.toml")
 FOLDERS = ("benchmarks", "book", "gatelib", "tests", "tools")
-SOURCES = (*(f"{name}/**/*.py" for name in FOLDERS), "chapters/*.ipynb", "pyproject.toml")
+SOURCES = (
+    *(f"{name}/**/*.py" for name in FOLDERS),
+    "chapters/**/*.py",
+    "chapters/*.ipynb",
+    "pyproject.toml",
+)
 BOOK = (*LIBRARY, "book/**/*", "chapters/*.ipynb", "tools/*.py", "_config.yml", "_toc.yml")
-EVERYTHING = (*BOOK, "*", ".ci/*", ".github/**/*", "benchmarks/**/*", "binder/*", "tests/**/*")
+EVERYTHING = (
+    *BOOK,
+    "*",
+    "chapters/support/*.py",
+    ".ci/*",
+    ".github/**/*",
+    "benchmarks/**/*",
+    "binder/*",
+    "tests/**/*",
+)
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed|warnings?)\b")
 
 
@@ -88,7 +102,8 @@ def chapter_stage(path: Path) -> Stage:
     limits = ("--nbval-cell-timeout", str(notebooks.CELL_SECONDS), "--timeout", "600")
     quiet = ("-p", "no:cacheprovider", "-W", "default", "-q")
     command = python("pytest", *nbval, *limits, *quiet, relative)
-    inputs = (*LIBRARY, "tools/notebooks.py", "tests/nbval.cfg", relative)
+    shared = f"chapters/support/{path.stem[3:]}.py"
+    inputs = (*LIBRARY, "tools/notebooks.py", "tests/nbval.cfg", shared, relative)
     return Stage(path.stem, (command,), inputs)
 
 

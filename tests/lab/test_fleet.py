@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gatelib.data import digits
-from gatelib.lab.together import train_together
+from gatelib.lab.fleet import train_together
 from gatelib.lab.training import train
 from gatelib.nn import Deep
 
