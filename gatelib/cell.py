@@ -1,6 +1,6 @@
 """What the names in a cell's equations mean: stages, gates, carries, states, learned vectors.
 
-Imports gatelib.spec.
+Imports SymPy, gatelib.spec.
 Must not import any floor above: kernels, layers, circuits and instruments read names through here.
 
 A cell is one Spec, or several stages where a matrix product stands between the equations. Its
@@ -20,6 +20,9 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import sympy as sp
+from sympy import Expr
 
 from gatelib.spec import Spec, symbol
 
@@ -96,6 +99,31 @@ class Cell:
         special = {*(f"a_{k}" for k in self.gates), *(f"u_{k}" for k in self.split)}
         special |= {f"{name}_prev" for name in self.carries}
         return tuple(v for v in self._inputs if v not in special)
+
+    @functools.cached_property
+    def keeps(self) -> dict[str, Expr]:
+        """What multiplies each carry from one step to the next: f of an LSTM's c, z of a GRU's h.
+
+        A factor that is no gate, such as the number of a leaky unit, is left out.
+        """
+        found = {name: self.factor(name, f"{name}_prev") for name in self.carries}
+        made = set(map(symbol, self.made))
+        return {name: factor for name, factor in found.items() if factor.free_symbols & made}
+
+    def factor(self, value: str, old: str) -> Expr:
+        """What multiplies `old` in `value` where it is carried straight: 0 where it isn't.
+
+        This is ∂value/∂old along sums and products, with every gate held at its value though it
+        may see `old`, as a peephole does: for `y = t*h + (1 - t)*x` the factor of x is `1 - t`.
+        """
+        slopes: dict[Expr, Expr] = {symbol(old): sp.S.One}
+        for stage in self.stages:
+            for v, expression in stage.equations:
+                parts = (expression.diff(w) * slope for w, slope in slopes.items())
+                slope = sp.Add(*parts)
+                if slope != 0 and not slope.free_symbols & set(slopes):
+                    slopes[v] = slope
+        return slopes.get(symbol(value), sp.S.Zero)
 
     def gates_of(self, stage: Spec) -> tuple[str, ...]:
         """The gates of one stage; their rows follow those of the stages before it."""
