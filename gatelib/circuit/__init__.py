@@ -1,11 +1,10 @@
 """Draws the equations of a Spec as a circuit diagram in SVG, with one look for every gate.
 
-Imports SymPy, gatelib.spec and its own modules.
+Imports SymPy, gatelib.spec, gatelib.circuit.
 Must not import printers, equations, references, torch or anything that draws.
 
-Each module is one step: `graph` reads the equations, `rails` finds carries and gates, `search`
-chooses rows and columns by the costs in `layout`, `sheet` gives them coordinates, and `render`
-writes the SVG with the help of `labels`.
+Each module is one step: `graph` reads the equations and finds carries and gates, `layout` chooses
+rows and columns, and `svg` gives them coordinates and draws.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ from pathlib import Path
 
 from sympy.printing.str import StrPrinter
 
-from gatelib.circuit.graph import Graph
-from gatelib.circuit.labels import symbol_labels
-from gatelib.circuit.rails import lay_rails
-from gatelib.circuit.render import render
-from gatelib.circuit.search import arrange
-from gatelib.circuit.sheet import Shape, Sheet, Wire
+from gatelib.circuit.graph import graph_of
+from gatelib.circuit.layout import arrange
+from gatelib.circuit.svg import Shape, Sheet, Wire, render, symbol_labels
 from gatelib.spec import Spec
 
 __all__ = ["Circuit", "Shape", "Wire", "draw"]
@@ -61,8 +57,7 @@ def draw(
         raise TypeError(f"spec: expected a gatelib.spec.Spec, got {type(spec).__name__}")
     _check_width(width)
     labels = symbol_labels(spec, names)
-    graph = Graph(spec)
-    lay_rails(graph, spec)
+    graph = graph_of(spec)
     rows, columns = arrange(graph)
     sheet = Sheet(graph, rows, columns, labels)
     alt = _in_words(spec)

@@ -7,7 +7,6 @@ Must not import torch: a diagram needs nothing but equations.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from functools import cache
@@ -16,11 +15,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, reject, settings
-from hypothesis import strategies as st
 
-from gatelib.circuit import Circuit, Shape, draw, search
-from gatelib.spec import Spec, SpecError
+from gatelib.circuit import Circuit, draw
+from gatelib.spec import Spec
+from tests.circuit.sound import SVG, is_sound, meet, upright
 
 LSTM_TEXT = """
     i = sigmoid(a_i)
@@ -104,7 +102,6 @@ GATES = {
     h = o*c/n""",
     ),
 }
-SVG = "{http://www.w3.org/2000/svg}"
 drawn = cache(draw)
 
 
@@ -112,89 +109,6 @@ drawn = cache(draw)
 def gate(request: pytest.FixtureRequest) -> tuple[Spec, Circuit]:
     spec = GATES[request.param]
     return spec, drawn(spec)
-
-
-# ------------------------------------------------------------------ what a drawing must obey
-
-
-def box(shape: Shape, grow: float = 0.0) -> tuple[float, float, float, float]:
-    w, h = shape.width / 2 + grow, shape.height / 2 + grow
-    return shape.x - w, shape.y - h, shape.x + w, shape.y + h
-
-
-def meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def upright(segment: tuple[float, ...]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = segment
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-
-
-def no_shapes_overlap(circuit: Circuit) -> None:
-    solid = [s for s in circuit.shapes if s.kind != "tap"]
-    for number, a in enumerate(solid):
-        for b in solid[number + 1 :]:
-            assert not meet(box(a, 1), box(b, 1)), (a, b)
-
-
-def no_wire_runs_through_a_shape(circuit: Circuit) -> None:
-    for wire in circuit.wires:
-        for segment in wire.segments:
-            for index, shape in enumerate(circuit.shapes):
-                grown = -1.5 if index in (wire.source, *wire.sinks) else 2.0
-                inside = box(shape, grown)
-                at_pin = index in (wire.source, *wire.sinks) and shape.kind in ("pin", "out")
-                if inside[0] < inside[2] and not at_pin:
-                    assert not meet(upright(segment), inside) or shape.kind == "tap", (wire, shape)
-
-
-def wires_only_cross(circuit: Circuit) -> None:
-    """Two values never share a stretch of line."""
-    for number, a in enumerate(circuit.wires):
-        for b in circuit.wires[number + 1 :]:
-            for one in map(upright, a.segments):
-                for two in map(upright, b.segments):
-                    across = min(one[2], two[2]) - max(one[0], two[0])
-                    along = min(one[3], two[3]) - max(one[1], two[1])
-                    assert not (across > 0 and along == 0 and one[1] == one[3] == two[1]), (a, b)
-                    assert not (along > 0 and across == 0 and one[0] == one[2] == two[0]), (a, b)
-
-
-def wires_reach_their_sinks(circuit: Circuit) -> None:
-    for wire in circuit.wires:
-        for sink in wire.sinks:
-            near = box(circuit.shapes[sink], 10)
-            assert any(meet(upright(s), near) or s[1] == near[1] for s in wire.segments), (
-                wire,
-                circuit.shapes[sink],
-            )
-
-
-def everything_is_on_the_sheet(circuit: Circuit) -> None:
-    width, height = circuit.size
-    for shape in circuit.shapes:
-        x1, y1, x2, y2 = box(shape)
-        assert x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height, shape
-
-
-def no_name_runs_into_a_shape(circuit: Circuit) -> None:
-    """The names on wires, at six units a letter: narrower than any font sets them."""
-    for text in ElementTree.fromstring(circuit.svg).iter(f"{SVG}text"):
-        if text.get("text-anchor") == "start":
-            x, y = float(text.get("x", "")), float(text.get("y", ""))
-            place = (x, y - 9, x + 6 * len("".join(text.itertext())), y)
-            for shape in circuit.shapes:
-                assert shape.kind in ("pin", "out", "tap") or not meet(place, box(shape)), shape
-
-
-def is_sound(circuit: Circuit) -> None:
-    no_name_runs_into_a_shape(circuit)
-    no_shapes_overlap(circuit)
-    no_wire_runs_through_a_shape(circuit)
-    wires_only_cross(circuit)
-    wires_reach_their_sinks(circuit)
-    everything_is_on_the_sheet(circuit)
 
 
 def shown_texts(circuit: Circuit) -> list[str]:
@@ -421,51 +335,3 @@ def test_a_value_that_is_read_twice_by_one_function_has_one_wire() -> None:
 def test_a_bias_beside_a_constant_is_shown() -> None:
     spec = Spec.parse("bias", "b_p p_prev -> p", "p = 1 - p_prev + b_p")
     assert {"+bp", "+1"} <= set(shown_texts(draw(spec)))
-
-
-TEMPLATES = (
-    "{0}",
-    "sigmoid({0})",
-    "tanh({0} + {1})",
-    "{0}*{1}",
-    "{0} + {1}",
-    "{0} - {1}",
-    "1 - {0}",
-    "{0}*{1} + {2}*{3}",
-    "(1 - {0})*{1} + {0}*{2}",
-    "maximum({0}, {1})",
-    "{0}/{1}",
-    "exp({0} - {1})*{2}",
-    "2*{0} + {1} + {2} + {3} + {4}",
-)
-
-
-@st.composite
-def small_specs(draw_value: st.DrawFn) -> Spec:
-    """Up to five equations over a few inputs, one of them perhaps a carry of the last value."""
-    names = ["a", "b_x", "w_i"][: draw_value(st.integers(1, 3))]
-    if draw_value(st.booleans()):
-        names.append("y_prev")
-    if draw_value(st.booleans()):
-        names.append("p_prev")
-    inputs, lines = list(names), []
-    for name in [*"pqrs"[: draw_value(st.integers(1, 4))], "y"]:
-        pick = [draw_value(st.sampled_from(names)) for _ in range(5)]
-        lines.append(f"{name} = {draw_value(st.sampled_from(TEMPLATES)).format(*pick)}")
-        names.append(name)
-    used = re.findall(r"\w+", " ".join(line.split("=")[1] for line in lines))
-    lines[-1] = " + ".join([lines[-1], *(n for n in names[:-1] if n not in used)])
-    try:
-        return Spec.parse("random", f"{' '.join(inputs)} -> y", "\n".join(lines))
-    except SpecError:  # a difference of equals has left a name unused
-        return reject()
-
-
-@settings(max_examples=25)
-@given(small_specs())
-def test_random_circuits_are_sound(spec: Spec) -> None:
-    """Even after a search so short that it may end in a clash."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "STEPS", 50)
-        patch.setattr(search, "RESTARTS", 1)
-        is_sound(draw(spec))
