@@ -7,6 +7,32 @@ A nonlinearity such as σ has the derivative y(1 − y), where y is the value al
 SymPy's own functions do not know this, so each function here is a class of ours with four facts:
 how it is set in LaTeX, its derivative by value, its exact form in SymPy's own functions (for proofs
 and limits), and, for the few that look across the features, how an adjoint is pulled back.
+
+Of each element alone:
+
+- `step(x)`: 1 where x > 0, else 0; its derivative is 0
+- `sigmoid(x)`: 1/(1 + e^−x)
+- `tanh(x)`
+- `identity(x)`: x
+- `relu(x)`: max(x, 0)
+- `exp(x)`
+- `log(x)`: the natural one
+- `sqrt(x)`
+- `softplus(x)`: log(1 + e^x)
+- `silu(x)`: x sigmoid(x)
+- `normal_pdf(x)`: the standard normal density
+- `normal_cdf(x)`: its integral up to x
+- `gelu(x)`: x normal_cdf(x), exactly
+- `hardsigmoid(x)`: x/6 + 1/2, clipped to 0 … 1
+- `maximum(a, b)`: the larger of two
+
+Across the features, the last axis:
+
+- `mean(x)`
+- `total(x)`: their sum
+- `softmax(x)`: e^x over the sum of all e^x
+- `normalize(x)`: (x − mean(x)) rstd(x), as layer normalisation has it
+- `rstd(x)`: 1/√(variance of x + 10⁻⁵)
 """
 
 from __future__ import annotations
