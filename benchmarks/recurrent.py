@@ -29,7 +29,7 @@ from _harness import compare, table, write
 from torch import nn
 
 from gatelib.equations.lstm import CIFG, LAYERNORM, PEEPHOLE
-from gatelib.kernels import recurrent as kernel
+from gatelib.kernels import products as kernel
 from gatelib.nn import Recurrent
 from gatelib.spec import Spec
 

@@ -127,7 +127,7 @@ class Cell:
 
     def gates_of(self, stage: Spec) -> tuple[str, ...]:
         """The gates of one stage; their rows follow those of the stages before it."""
-        return _behind("a_", map(str, stage.inputs))
+        return tuple(k for k in _behind("a_", map(str, stage.inputs)) if k in self.gates)
 
     def joined(self, name: str = "") -> Spec:
         """All lines of the stages as one Spec, for proofs and drawings.
@@ -146,7 +146,8 @@ class Cell:
         """The cell itself, where a recurrent layer can be made of it.
 
         Raises ValueError, naming the cell and the input, where it makes no `h`, never sees x, has a
-        `u_k` without `a_k`, a `NAME_prev` without the output NAME, or a later stage without `q`.
+        `u_k` without `a_k`, a `NAME_prev` without the output NAME, a later stage without `q`, or
+        one name for two things.
         """
         for problem in self._problems():
             raise ValueError(f"spec: {self.name} {problem}")
@@ -164,17 +165,30 @@ class Cell:
                 yield f"gives its input `{state}` as an output, and doesn't compute it"
         if not self.gates:
             yield "has no preactivation `a_k`, so it never sees x"
-        for k in self.split:
-            if k not in self.gates:
-                yield f"has `u_{k}` but no `a_{k}`"
+        for stage in self.stages:
+            for k in _behind("u_", map(str, stage.inputs)):
+                if k in self.split and k not in self.gates_of(stage):
+                    yield f"has `u_{k}` but no `a_{k}`"
+        yield from self._crossed()
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
             if self.gates_of(stage) and symbol("q") not in before.outputs:
                 yield f"has a stage {stage.name} behind {before.name}, which has no output `q`"
 
+    def _crossed(self) -> Iterable[str]:
+        """What would be another thing in one stage than in another."""
+        gates = [k for stage in self.stages for k in self.gates_of(stage)]
+        for k in self.gates:
+            if gates.count(k) > 1:
+                yield f"reads `a_{k}` in more than one stage, and a gate has one block of rows"
+        for v in self._inputs:
+            if v in self.made:
+                yield f"has `{v}` as an input of one stage, and computes it in another"
+
 
 def _behind(prefix: str, names: Iterable[str]) -> tuple[str, ...]:
-    """What follows the prefix in the names that have it."""
-    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    """What follows the prefix in the names that have it; a `NAME_prev` is a carry all the same."""
+    found = (name for name in names if name.startswith(prefix) and not name.endswith("_prev"))
+    return tuple(name.removeprefix(prefix) for name in found)
 
 
 def cell(stages: Spec | Sequence[Spec] | Cell, name: str = "") -> Cell:

@@ -21,6 +21,7 @@ import sympy as sp
 
 from gatelib.functions import FUNCTIONS, Expr
 from gatelib.kernels.load import load
+from gatelib.kernels.patterns import backward_of, factors, match_norm, slopes, terms, times
 from gatelib.printers import TORCH
 from gatelib.spec import Equation
 
@@ -132,7 +133,7 @@ class _Writer:
         self.done: set[Expr] = set()
         self.known: dict[Any, str] = {}
         self.given = set(shapes)
-        self.early = {_backward_of(e): v for v, e in equations.items() if str(v) not in sums}
+        self.early = {backward_of(e): v for v, e in equations.items() if str(v) not in sums}
         self.early.pop(None, None)
 
     def write(self) -> None:
@@ -145,7 +146,7 @@ class _Writer:
         self.done.add(v)
         name, e = str(v), self.equations[v]
         if name in self.sums:
-            self._sum_of([sp.Symbol(name, real=True), *_terms(e)], name)
+            self._sum_of([sp.Symbol(name, real=True), *terms(e)], name)
             return
         if name not in self.results:
             self.shapes[name] = shape_of(e, self.shapes)
@@ -154,7 +155,8 @@ class _Writer:
             self.lines.append(f"{name}.copy_({self._value(e)})")
         else:
             self._value(e, name)
-        self.known[e] = name
+        if self.shapes[name] == shape_of(e, self.shapes):
+            self.known[e] = name
 
     def _use(self, name: str) -> str:
         if name in self.given:
@@ -169,8 +171,10 @@ class _Writer:
         return name
 
     def _constant(self, number: Expr) -> str:
-        name = "n_" + str(number).replace("-", "minus_").replace("/", "_").replace(".", "_") + "_"
-        self.constants[name] = (float(number), SCALAR)
+        value = (float(number), SCALAR)
+        name = next((n for n, known in self.constants.items() if known == value), "")
+        name = name or f"n_{len(self.constants)}_"
+        self.constants[name] = value
         return name
 
     def _value(self, e: Expr, out: str | None = None) -> str:
@@ -181,7 +185,7 @@ class _Writer:
                 self.lines.append(f"{out}.copy_({simple})")
             return out or simple
         if e.is_Add:
-            return self._norm_backward(e, out) or self._sum_of(_terms(e), out, e)
+            return self._norm_backward(e, out) or self._sum_of(terms(e), out, e)
         if e.is_Mul or e.is_Pow:
             return self._product(e, out)
         return self._call(e, out)
@@ -201,54 +205,54 @@ class _Writer:
 
     # ---- sums -------------------------------------------------------------------------------
 
-    def _sum_of(self, terms: list[Expr], out: str | None, e: Expr | None = None) -> str:
-        whole = sp.Add(*terms, evaluate=False) if e is None else e
+    def _sum_of(self, parts: list[Expr], out: str | None, e: Expr | None = None) -> str:
+        whole = sp.Add(*parts, evaluate=False) if e is None else e
         to = self._buffer(whole, out)
-        terms = [*(t for t in terms if not t.is_Number), *(t for t in terms if t.is_Number)]
-        terms = self._first_term_first(terms)
-        first, rest = terms[0], terms[1:]
+        parts = [*(t for t in parts if not t.is_Number), *(t for t in parts if t.is_Number)]
+        parts = self._first_term_first(parts)
+        first, rest = parts[0], parts[1:]
         same = shape_of(first, self.shapes) == self.shapes.get(to, self.scratch.get(to))
         acc = self._value(first, to if same and self._simple(first) is None else None)
         for index, term in enumerate(rest, 2):
-            acc = self._add(acc, term, self._part(terms[:index], whole, to))
+            acc = self._add(acc, term, self._part(parts[:index], whole, to))
         return self._keep(whole, to, out)
 
-    def _part(self, terms: list[Expr], whole: Expr, to: str) -> str:
+    def _part(self, parts: list[Expr], whole: Expr, to: str) -> str:
         """The buffer of a partial sum: `to`, unless the sum so far is smaller than the whole."""
-        part = sp.Add(*terms, evaluate=False)
+        part = sp.Add(*parts, evaluate=False)
         same = shape_of(part, self.shapes) == shape_of(whole, self.shapes)
         return to if same else self._buffer(part, None)
 
-    def _first_term_first(self, terms: list[Expr]) -> list[Expr]:
+    def _first_term_first(self, parts: list[Expr]) -> list[Expr]:
         """Start with a term that has a name, as products are added to it by one call each."""
-        named = [t for t in terms if not t.is_Number and self._simple(t) is not None]
-        if not named and terms[-1].is_Number and _factors(terms[0])[0] == -1:
-            named = [terms[-1]]
-        return [*named[:1], *(t for t in terms if t not in named[:1])]
+        named = [t for t in parts if not t.is_Number and self._simple(t) is not None]
+        if not named and parts[-1].is_Number and factors(parts[0])[0] == -1:
+            named = [parts[-1]]
+        return [*named[:1], *(t for t in parts if t not in named[:1])]
 
     def _add(self, acc: str, term: Expr, to: str) -> str:
         """acc + term into `to`; a product of two is added by one call."""
         if term.is_Number:
             self.lines.append(f"torch.add({acc}, {float(term)}, out={to})")
             return to
-        number, over, under = _factors(term)
-        direct = _backward_of(_times(over, under))
+        number, over, under = factors(term)
+        direct = backward_of(times(over, under))
         if direct is not None and self._is_full(direct):
-            over = [_times(over, under)]
+            over = [times(over, under)]
         over = self._fused(over)
         if under or len(over) == 1:
-            rest = _times(over, under)
+            rest = times(over, under)
             alpha = "" if number == 1 else f", alpha={float(number)}"
             self.lines.append(f"torch.add({acc}, {self._value(rest)}{alpha}, out={to})")
             return to
-        left, right = self._value(_times(over[:-1], [])), self._value(over[-1])
+        left, right = self._value(times(over[:-1], [])), self._value(over[-1])
         value = "" if number == 1 else f", value={float(number)}"
         self.lines.append(f"torch.addcmul({acc}, {left}, {right}{value}, out={to})")
         return to
 
     def _norm_backward(self, e: Expr, out: str | None) -> str | None:
         """d - mean(d) - y·mean(d·y): the layer-norm backward of a normalised y."""
-        matched = _match_norm(_terms(e))
+        matched = match_norm(terms(e))
         if matched is None:
             return None
         bar, y = matched
@@ -264,10 +268,10 @@ class _Writer:
     # ---- products ---------------------------------------------------------------------------
 
     def _product(self, e: Expr, out: str | None) -> str:
-        number, over, under = _factors(e)
+        number, over, under = factors(e)
         if over == [e]:
             return self._power(e, out)
-        direct = _backward_of(e)
+        direct = backward_of(e)
         if direct is not None and direct in self.early and str(self.early[direct]) != out:
             self._equation(self.early[direct])
             return self._value(self.early[direct], out)
@@ -285,14 +289,14 @@ class _Writer:
     def _fused(self, over: list[Expr]) -> list[Expr]:
         """The factors of a product with d·y(1 - y) or d·(1 - y²) taken together as one."""
         for d in over:
-            for kind, used, y in _slopes(over):
+            for kind, used, y in slopes(over):
                 rest = list(over)
                 if d in used:
                     continue
                 for factor in (d, *used):
                     rest.remove(factor)
                 if rest and self._is_full((kind, d, y)):
-                    return self._fused([_times([d, *used], []), *rest])
+                    return self._fused([times([d, *used], []), *rest])
         return over
 
     def _chain(
@@ -304,8 +308,8 @@ class _Writer:
         acc = self._value(over[0]) if over else self._constant(sp.S.One)
         for index, factor in enumerate(over[1:], 2):
             part = to
-            if shape_of(_times(over[:index], []), self.shapes) != shape_of(e, self.shapes):
-                part = self._buffer(_times(over[:index], []), None)
+            if shape_of(times(over[:index], []), self.shapes) != shape_of(e, self.shapes):
+                part = self._buffer(times(over[:index], []), None)
             self.lines.append(f"torch.mul({acc}, {self._value(factor)}, out={part})")
             acc = part
         for factor in under:
@@ -351,84 +355,3 @@ class _Writer:
         self.lines += [f"{out}.copy_(value_)", f"{name}.copy_(rstd_)"]
         self.known[rstd] = name
         return True
-
-
-def _terms(e: Expr) -> list[Expr]:
-    return list(e.args) if e.is_Add else [e]
-
-
-def _factors(e: Expr) -> tuple[Expr, list[Expr], list[Expr]]:
-    """(number, factors above, factors below); whole powers up to 4 are repeated factors."""
-    number, over, under = sp.S.One, list[Expr](), list[Expr]()
-    for factor in e.args if e.is_Mul else (e,):
-        if factor.is_Number:
-            number *= factor
-        elif factor.is_Pow and factor.exp.is_Integer and abs(factor.exp) <= 4:
-            (over if factor.exp > 0 else under).extend([factor.base] * abs(int(factor.exp)))
-        else:
-            over.append(factor)
-    return number, over, under
-
-
-def _times(over: Sequence[Expr], under: Sequence[Expr]) -> Expr:
-    factors = [*over, *(sp.Pow(f, -1, evaluate=False) for f in under)]
-    return factors[0] if len(factors) == 1 else sp.Mul(*factors, evaluate=False)
-
-
-def _slopes(over: Sequence[Expr]) -> Iterable[tuple[str, list[Expr], Expr]]:
-    """(kind, the factors, y) for each y(1 - y) or 1 - y² among the factors."""
-    for factor in over:
-        y = _one_minus(factor)
-        if y is None:
-            continue
-        if y.is_Symbol and y in over:
-            yield "sigmoid", [y, factor], y
-        elif y.is_Pow and y.exp == 2 and y.base.is_Symbol:
-            yield "tanh", [factor], y.base
-
-
-def _one_minus(e: Expr) -> Expr | None:
-    """y where e is 1 - y."""
-    if not (e.is_Add and len(e.args) == 2 and e.args[0] == 1):
-        return None
-    number, over, under = _factors(e.args[1])
-    if number != -1 or under:
-        return None
-    if len(over) == 2 and over[0] == over[1]:
-        return sp.Pow(over[0], 2, evaluate=False)
-    return over[0] if len(over) == 1 else None
-
-
-def _backward_of(e: Expr) -> tuple[str, Expr, Expr] | None:
-    """(kind, d, y) where the whole of e is d·y(1 - y) or d·(1 - y²)."""
-    if not e.is_Mul:
-        return None
-    number, over, under = _factors(e)
-    if number != 1 or under:
-        return None
-    for kind, used, y in _slopes(over):
-        rest = list(over)
-        for factor in used:
-            rest.remove(factor)
-        if len(rest) == 1:
-            return kind, rest[0], y
-    return None
-
-
-def _match_norm(terms: list[Expr]) -> tuple[Expr, Expr] | None:
-    """(d, y) where the terms are d, -mean(d) and -y·mean(d·y)."""
-    mean = FUNCTIONS["mean"]
-    if len(terms) != 3:
-        return None
-    for d in terms:
-        others = [t for t in terms if t is not d]
-        plain = [t for t in others if _factors(t)[:2] == (-1, [mean(d)])]
-        for term in (t for t in others if plain and t not in plain):
-            number, over, under = _factors(term)
-            if number != -1 or under or len(over) != 2:
-                continue
-            for y, m in (over, over[::-1]):
-                inner = m.args[0] if isinstance(m, mean) else None
-                if inner is not None and _factors(inner)[:2] in ((1, [d, y]), (1, [y, d])):
-                    return d, y
-    return None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gatelib.kernels import highway as kernel
 from gatelib.nn.check import (
+    LOW_PRECISION,
     check_dtype,
     check_flags,
     check_gate,
@@ -20,8 +21,9 @@ from gatelib.nn.check import (
     check_number,
     check_sizes,
 )
+from gatelib.nn.impl import Impl, check_impl, takes_reference
 from gatelib.nn.init import gate_rows
-from gatelib.nn.recurrent import LOW_PRECISION, Impl, check_impl, output_type, takes_reference
+from gatelib.nn.recurrent import output_type
 
 __all__ = ["GTrXLGate", "Highway", "RecurrentHighway"]
 
@@ -119,7 +121,7 @@ class Highway(nn.Module):
         dtype, result = _stream_type(self.weight), output_type(input)
         x = input.reshape(-1, self.features).to(dtype)
         options = self.activation, self.coupled
-        if takes_reference(self.impl, [x, self.weight, self.bias]):
+        if takes_reference(self.impl, [x, self.weight, self.bias], goes=()):
             y = kernel.plain(x, self.weight, self.bias, *options)
         else:
             weight, bias = self.weight.to(dtype), self.bias.to(dtype)

@@ -223,23 +223,3 @@ def _recurrent_weights(layer: nn.Module) -> list[Tensor]:
             shape = tuple(weight.shape)
             raise ValueError(f"weight_hh: expected (blocks * H, H), got shape {shape}")
     return found
-
-
-# ---- for nn.Recurrent's flags, until they go ----
-
-
-def packed_forget_bias_(biases: Sequence[Tensor], value: float, order: Sequence[str]) -> None:
-    """Set the bias of the gate f in packed biases that are added to each other."""
-    rows = [gate_rows(bias.detach(), "f", order) for bias in biases]
-    _set_sum(rows, rows[0].new_tensor(float(value)))
-
-
-def packed_chrono_(
-    biases: Sequence[Tensor], t_max: int, order: Sequence[str], input_gate: str | None = "i"
-) -> None:
-    """Draw the biases of the gates f and i in packed biases that are added to each other."""
-    forget = torch.empty_like(gate_rows(biases[0].detach(), "f", order))
-    forget.uniform_(1.0, float(t_max - 1)).log_()
-    _set_sum([gate_rows(bias.detach(), "f", order) for bias in biases], forget)
-    if input_gate is not None:
-        _set_sum([gate_rows(bias.detach(), input_gate, order) for bias in biases], -forget)

@@ -1,6 +1,6 @@
 """Any recurrent cell as a layer: the peephole LSTM, CIFG, LayerNorm, a reader's own `Spec`.
 
-Imports torch, gatelib.spec, gatelib.kernels, gatelib.nn.convert, gatelib.nn.init, gatelib.nn.check.
+Imports torch, gatelib.cell, gatelib.spec, gatelib.kernels; convert, impl and check of gatelib.nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -8,52 +8,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd.forward_ad import unpack_dual
 
+from gatelib.cell import Cell, cell
 from gatelib.kernels import recurrent as kernel
-from gatelib.kernels.cell import Cell, cell
+from gatelib.kernels.steps import steps
+from gatelib.kernels.unrolled import values as values_of
 from gatelib.nn.check import (
+    LOW_PRECISION,
     check_dropout,
     check_dtype,
     check_flags,
+    check_gate,
     check_input,
     check_lengths,
     check_sizes,
 )
-from gatelib.nn.check import check_number as check_forget_bias
-from gatelib.nn.check import check_steps as check_chrono
 from gatelib.nn.convert import add_biases
-from gatelib.nn.init import packed_chrono_ as chrono_
-from gatelib.nn.init import packed_forget_bias_ as forget_bias_
+from gatelib.nn.impl import Impl, check_impl, takes_reference, traced, transforms
 from gatelib.spec import Spec
 
 __all__ = ["Recurrent"]
 
-Impl = Literal["auto", "fused", "reference"]
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+PACKED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Recurrent(nn.Module):
-    """A layer, or a stack of layers, made from any cell `Spec`.
+    """A layer, or a stack of layers, made from any cell: a `Spec`, or several stages in order.
 
-    The Spec's names say what its inputs are. `a_k` is the preactivation W_k x + U_k h + b_k of
-    gate k; where the Spec also has `u_k`, `a_k` is W_k x + b_k and `u_k` is U_k h + b'_k.
-    `NAME_prev` is the value that `NAME` had one step before. Every other input is a learned
-    vector of size H. The state that U multiplies is `h`.
+    The equations' names say what their inputs are; `gatelib.cell` has the whole convention. `a_k`
+    is the preactivation W_k x + U_k h + b_k of gate k; where there is `u_k` too, `a_k` is
+    W_k x + b_k and `u_k` is U_k h + b'_k. `NAME_prev` is the value that `NAME` had one step before.
+    Every other input is a learned vector of size H. The state that U multiplies is `h`; in a later
+    stage U multiplies the `q` of the stage before it, as in a GRU that resets before the product.
 
     Parameters, for layer k, with `_reverse` behind it for the reverse direction: `weight_ih_l{k}`
-    (G*H, D), `weight_hh_l{k}` (G*H, H), `bias_ih_l{k}` (G*H,), where the Spec has a `u_k` also
+    (G*H, D), `weight_hh_l{k}` (G*H, H), `bias_ih_l{k}` (G*H,), where the cell has a `u_k` also
     `bias_hh_l{k}` (G*H,), and `{name}_l{k}` (H,) for each learned vector. The G blocks of rows
-    are in the order of the Spec's `a_k`, so an LSTM's and a GRU's weights are packed as torch's.
+    are in the order of the cell's `a_k`, so an LSTM's and a GRU's weights are packed as torch's.
+    A checkpoint of torch's LSTM has a `bias_hh_l{k}` more than the layer: it is loaded with the two
+    biases summed, since they add up to the same preactivations.
 
     Args:
-        spec: the cell.
+        spec: the cell: a Spec, its stages in order, or a `gatelib.cell.Cell`.
         input_size: features D of the input.
         hidden_size: features H of each state.
         num_layers: layers on top of each other.
@@ -62,29 +63,30 @@ class Recurrent(nn.Module):
         bidirectional: whether a second cell reads each sequence from its end.
         dropout: probability of dropping an output of each layer but the last, in training.
         impl: "reference" is the plain loop over time under autograd. "fused" is one operator
-            with a generated backward. "auto" is fused, and reference in forward-mode
-            differentiation and inside torch.func's transforms, which the operator lacks.
-        forget_bias: the initial bias of the gate `f`.
-        chrono: T_max of the chrono initialisation of the gates `f` and `i`, in time steps
-            (Tallec & Ollivier 2018, arXiv:1804.11188).
+            with a generated backward. "auto" is fused, and reference where the operator can't go:
+            in forward-mode differentiation, inside the transforms of torch.func but vmap, and in
+            an ONNX export (see `gatelib.nn.impl`).
         device: where the parameters live.
         dtype: their floating-point type.
+
+    Functions of `gatelib.nn.init` set how its gates start: `init.forget_bias_(Recurrent(…), 1.0)`.
 
     States are float32 where parameters or autocast are of lower precision, and float64 where the
     parameters are; final states have that type, so that a sequence may be read in pieces. The
     fused path computes everything in that type and rounds its output. Second derivatives work
-    through every impl; the fused path takes the plain loop for them.
+    through every impl; the fused path takes the plain loop for them. `torch.fx` keeps the layer
+    whole, as one node of a model.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the Spec isn't a cell, or an argument is out of range.
+        ValueError: no layer can be made of the cell, or an argument is out of range.
     """
 
     weight_ih_l0: Tensor
 
     def __init__(
         self,
-        spec: Spec,
+        spec: Spec | Sequence[Spec] | Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -94,41 +96,55 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         dropout: float = 0.0,
         impl: Impl = "auto",
-        forget_bias: float | None = None,
-        chrono: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(spec, Spec):
-            raise TypeError(f"spec: expected a Spec, got {type(spec).__name__}")
+        self.steps = steps(_cell_of(spec))
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_dropout(dropout)
         check_impl(impl)
-        self.spec, self.cell = spec, cell(spec)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout, self.impl = float(dropout), impl
-        self.forget_bias, self.chrono = forget_bias, chrono
-        _check_initialisation(self.cell, bias, forget_bias, chrono)
         self._make_parameters(device, dtype)
         self.reset_parameters()
 
+    @property
+    def cell(self) -> Cell:
+        """The cell: its stages, and what their names mean."""
+        return self.steps.cell
+
+    @property
+    def spec(self) -> Spec:
+        """The cell's only Spec; ValueError where it has several stages."""
+        return self.cell.spec
+
+    # ---- parameters -------------------------------------------------------------------------
+
     def _make_parameters(self, device: Any, dtype: torch.dtype | None) -> None:
         check_dtype(dtype)
-        hidden, directions = self.hidden_size, 2 if self.bidirectional else 1
-        rows = len(self.cell.gates) * hidden
+        hidden, rows = self.hidden_size, len(self.cell.gates) * self.hidden_size
         for layer in range(self.num_layers):
-            features = self.input_size if layer == 0 else hidden * directions
+            features = self.input_size if layer == 0 else hidden * self._directions
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features)}
             shapes["weight_hh"] = (rows, hidden)
             shapes |= dict.fromkeys(self._biases, (rows,))
-            shapes |= dict.fromkeys(self.cell.vectors, (hidden,))
             for suffix in self._suffixes(layer):
                 for name, shape in shapes.items():
-                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    self.register_parameter(name + suffix, parameter)
+                    self._add(name + suffix, shape, device, dtype)
+                for name in self.cell.vectors:
+                    _check_free(name, name + suffix, self)
+                    self._add(name + suffix, (hidden,), device, dtype)
+
+    def _add(self, name: str, shape: tuple[int, ...], device: Any, dtype: Any) -> None:
+        made = torch.empty(shape, device=device, dtype=dtype)
+        self.register_parameter(name, nn.Parameter(made))
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
     @property
     def _biases(self) -> tuple[str, ...]:
@@ -137,14 +153,17 @@ class Recurrent(nn.Module):
         return ("bias_ih", "bias_hh") if self.cell.split else ("bias_ih",)
 
     def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+
+    @property
+    def _all_suffixes(self) -> list[str]:
+        """By layer and direction, as the parameters are drawn and the states are stacked."""
+        return [s for layer in range(self.num_layers) for s in self._suffixes(layer)]
 
     def reset_parameters(self) -> None:
-        """Draw weights and biases from U(-1/sqrt(H), 1/sqrt(H)), as torch does; then the gates'.
+        """Draw weights and biases from U(-1/sqrt(H), 1/sqrt(H)), as torch does.
 
-        Learned vectors called `s_…` (gains) start at 1 and those called `b_…` (shifts) at 0. The
-        forget gate's initial bias goes to the shift `b_f` where the Spec has one, otherwise to
-        `bias_ih`; `bias_hh` gets 0 there, so that it counts once.
+        Learned vectors called `s_…` (gains) start at 1 and those called `b_…` (shifts) at 0.
         """
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters():
@@ -154,26 +173,28 @@ class Recurrent(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                self._initialise_gates(suffix)
 
-    def _initialise_gates(self, suffix: str) -> None:
-        if self.forget_bias is None and self.chrono is None:
-            return
-        order, biases = self.cell.gates, [getattr(self, b + suffix) for b in self._biases]
-        packed = "b_f" not in self.cell.vectors
-        has_input = ("i" in order) if packed else ("b_i" in self.cell.vectors)
-        if not packed:
-            order = ("f", "i") if has_input else ("f",)
-            biases = [torch.cat([getattr(self, f"b_{k}{suffix}").detach() for k in order])]
-        if self.forget_bias is not None:
-            forget_bias_(biases, self.forget_bias, order)
-        elif self.chrono is not None:
-            chrono_(biases, self.chrono, order, input_gate="i" if has_input else None)
-        if not packed:
-            for k, value in zip(order, biases[0].chunk(len(order)), strict=True):
-                getattr(self, f"b_{k}{suffix}").data.copy_(value)
+    def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
+        """For each layer and direction, views of the biases that add up to a gate's preactivation.
+
+        A cell that normalises its preactivations has a shift for it, a learned vector `b_GATE`;
+        that alone is the gate's bias then.
+
+        Raises:
+            ValueError: the cell has no such gate, or the layer has no biases.
+        """
+        shift, gates = f"b_{gate}", self.cell.gates
+        if shift in self.cell.vectors:
+            return [(getattr(self, shift + suffix),) for suffix in self._all_suffixes]
+        check_gate(gate, gates, self)
+        if not self.bias:
+            raise ValueError(f"bias: expected True, as {self.cell.name} has no shift `{shift}`")
+        rows = slice(
+            gates.index(gate) * self.hidden_size, (gates.index(gate) + 1) * self.hidden_size
+        )
+        return [tuple(getattr(self, b + s)[rows] for b in self._biases) for s in self._all_suffixes]
+
+    # ---- over a batch of sequences ----------------------------------------------------------
 
     def forward(
         self,
@@ -196,78 +217,124 @@ class Recurrent(nn.Module):
 
         Raises:
             TypeError: an argument has the wrong type or dtype.
-            ValueError: a shape or device doesn't fit, a state is missing or unknown, or a length
-                is below 0 or above T. (Inside torch.compile and torch.export, lengths can't be
-                looked at.)
+            ValueError: a shape or device doesn't fit, a state is missing or unknown, a length
+                is below 0 or above T (inside torch.compile and torch.export, lengths can't be
+                looked at), or `impl="fused"` where the operator can't go.
         """
-        check_input("input", input, (3,), self.input_size, self.weight_ih_l0)
-        x = input.transpose(0, 1) if self.batch_first else input
-        steps, batch, _ = x.shape
-        states = self._initial_states(initial_state, batch)
-        mask = None
-        if lengths is not None:
-            check_lengths(lengths, steps, batch)
-            lengths = lengths.to(input.device)
-            mask = (torch.arange(steps, device=x.device)[:, None] < lengths).unsqueeze(-1)
-            x = x.masked_fill(~mask, 0)
+        node = traced(self, input, initial_state, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
+        x, states, mask, lengths = self._read(input, initial_state, lengths)
         final: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            x = self._layer(layer, x, states, mask, lengths, final)
+            outputs = []
+            for suffix in self._suffixes(layer):
+                initial = [values[len(final)] for values in states.values()]
+                y, last = self._run(_turned(x, suffix, lengths), suffix, initial, mask)
+                y = y if mask is None else y.masked_fill(~mask, 0)
+                outputs.append(_turned(y, suffix, lengths))
+                final.append(last)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         output = x.transpose(0, 1) if self.batch_first else x
         stacked = [torch.stack(values) for values in zip(*final, strict=True)]
         return output, dict(zip(self.cell.states, stacked, strict=True))
 
-    def _layer(
+    def values(
         self,
-        layer: int,
-        x: Tensor,
-        states: dict[str, Tensor],
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        final: list[list[Tensor]],
-    ) -> Tensor:
-        """One layer in all its directions; appends each direction's final states to `final`."""
-        outputs = []
-        for direction, suffix in enumerate(self._suffixes(layer)):
-            initial = [values[len(final)] for values in states.values()]
-            turned = _reversed(x, lengths) if direction == 1 else x
-            y, last = self._run(turned, suffix, initial, mask)
-            y = y if mask is None else y.masked_fill(~mask, 0)
-            outputs.append(_reversed(y, lengths) if direction == 1 else y)
-            final.append(last)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        input: Tensor,
+        initial_state: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Every value that the cell's equations name, at every step, by the plain loop.
+
+        Args:
+            input, initial_state, lengths: as for `forward`.
+
+        Returns:
+            {path: {name: (B, T, H)}}, with `.l0`, `.l0_reverse`, … as paths of the layers and
+            directions, and an empty path for the only one. Beyond a sequence's length, nan.
+
+        Raises:
+            TypeError, ValueError: as `forward`; and where dropout between layers is active, so
+                that what the upper layers saw can't be known.
+        """
+        if self.training and self.dropout > 0 and self.num_layers > 1:
+            raise ValueError(
+                "training: expected eval mode, as dropout between layers is drawn anew"
+            )
+        x, states, mask, lengths = self._read(input, initial_state, lengths)
+        every = steps(cell([stage.exposed for stage in self.cell.stages], self.cell.name))
+        found: dict[str, dict[str, Tensor]] = {}
+        for layer in range(self.num_layers):
+            outputs = []
+            for suffix in self._suffixes(layer):
+                initial = [values[len(found)] for values in states.values()]
+                own = self._inputs(_turned(x, suffix, lengths), suffix, initial, mask, widened=True)
+                named = values_of(every, own)
+                named = {name: _turned(v, suffix, lengths) for name, v in named.items()}
+                outputs.append(named["h"])
+                found["." + suffix[1:]] = {n: self._shown(v, mask) for n, v in named.items()}
+            x = torch.cat(outputs, -1)
+            x = x if mask is None else x.masked_fill(~mask, 0)
+        return found if len(found) > 1 else {"": found[".l0"]}
+
+    def _shown(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        value = value if mask is None else value.masked_fill(~mask, torch.nan)
+        return value.transpose(0, 1)
+
+    def _read(
+        self, input: Tensor, initial_state: Mapping[str, Tensor] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor | None]:
+        """The input time first, states, mask and lengths, all checked."""
+        check_input("input", input, (3,), self.input_size, self.weight_ih_l0)
+        x = input.transpose(0, 1) if self.batch_first else input
+        count, batch, _ = x.shape
+        states = self._initial_states(initial_state, batch)
+        if lengths is None:
+            return x, states, None, None
+        check_lengths(lengths, count, batch)
+        lengths = lengths.to(input.device)
+        mask = (torch.arange(count, device=x.device)[:, None] < lengths).unsqueeze(-1)
+        return x.masked_fill(~mask, 0), states, mask, lengths
 
     def _run(
         self, x: Tensor, suffix: str, initial: list[Tensor], mask: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """One direction of one layer."""
-        weights = self._weights(suffix)
-        vectors = [getattr(self, name + suffix) for name in self.cell.vectors]
-        state_type, rounded = initial[0].dtype, output_type(x)
-        vectors = [v.to(state_type) for v in vectors]
-        if takes_reference(self.impl, [x, *weights, *vectors, *initial]):
-            y, last = kernel.unrolled(self.cell, x, weights, vectors, initial, mask)
+        plain = self._inputs(x, suffix, initial, mask, widened=False)
+        tensors = [x, *plain.weights, *plain.vectors, *initial]
+        rounded = output_type(x)
+        if takes_reference(self.impl, tensors):
+            y, last = kernel.unrolled(self.steps, plain)
         else:
-            w, u, b_ih, b_hh = (None if v is None else v.to(state_type) for v in weights)
-            assert w is not None and u is not None
-            x = x.to(state_type)
-            y, last = kernel.fused(self.cell, x, (w, u, b_ih, b_hh), vectors, initial, mask)
+            save = torch.is_grad_enabled() and _may_need_gradient(tensors)
+            wide = self._inputs(x, suffix, initial, mask, widened=True)
+            y, last = kernel.fused(self.steps, wide, save)
         return y.to(rounded), last
 
-    def _weights(self, suffix: str) -> kernel.Weights:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        w, u, b_ih, b_hh = (getattr(self, name + suffix, None) for name in names)
+    def _inputs(
+        self, x: Tensor, suffix: str, initial: list[Tensor], mask: Tensor | None, widened: bool
+    ) -> kernel.Inputs:
+        """What the kernels take; x and the weights in the type of the states where `widened`."""
+        dtype = initial[0].dtype
+        vectors = [getattr(self, name + suffix).to(dtype) for name in self.cell.vectors]
+        names = dict.fromkeys(PACKED[:2] + self._biases, True)
+        w, u, b_ih, b_hh = (getattr(self, n + suffix) if n in names else None for n in PACKED)
         assert w is not None and u is not None
-        return w, u, b_ih, b_hh
+        weights: kernel.Weights = (w, u, b_ih, b_hh)
+        if widened:
+            x = x.to(dtype)
+            b_ih, b_hh = (None if b is None else b.to(dtype) for b in (b_ih, b_hh))
+            weights = (w.to(dtype), u.to(dtype), b_ih, b_hh)
+        return kernel.Inputs(x, weights, vectors, initial, mask)
 
     def _initial_states(self, given: Mapping[str, Tensor] | None, batch: int) -> dict[str, Tensor]:
         """The initial state by name, checked, in the type of the states."""
         weight = self.weight_ih_l0
         dtype = torch.float32 if weight.dtype in LOW_PRECISION else weight.dtype
-        directions = 2 if self.bidirectional else 1
-        shape = (self.num_layers * directions, batch, self.hidden_size)
+        shape = (self.num_layers * self._directions, batch, self.hidden_size)
         if given is None:
             zeros = torch.zeros(shape, dtype=dtype, device=weight.device)
             return dict.fromkeys(self.cell.states, zeros)
@@ -291,7 +358,7 @@ class Recurrent(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments that aren't at their default."""
-        parts = [self.spec.name, str(self.input_size), str(self.hidden_size)]
+        parts = [self.cell.name, str(self.input_size), str(self.hidden_size)]
         options = {
             "num_layers": (self.num_layers, 1),
             "bias": (self.bias, True),
@@ -299,38 +366,30 @@ class Recurrent(nn.Module):
             "bidirectional": (self.bidirectional, False),
             "dropout": (self.dropout, 0.0),
             "impl": (self.impl, "auto"),
-            "forget_bias": (self.forget_bias, None),
-            "chrono": (self.chrono, None),
         }
         parts += [f"{name}={value!r}" for name, (value, usual) in options.items() if value != usual]
         return ", ".join(parts)
 
 
-def takes_reference(impl: Impl, tensors: Sequence[Tensor | None]) -> bool:
-    """On request, or where "auto" may choose and the operator can't be differentiated."""
-    if impl == "reference" or torch.compiler.is_compiling():
-        return impl == "reference"
-    transformed = peek_interpreter_stack() is not None
-    if impl == "fused" and transformed:
-        raise ValueError(
-            "impl: expected 'auto' or 'reference' inside torch.func's transforms (grad, vmap, "
-            "jvp), got 'fused', whose operator they don't know"
-        )
-    if impl == "fused":
-        return False
-    given = (t for t in tensors if t is not None)
-    return transformed or any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
+def _may_need_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass may follow; inside vmap a tensor doesn't say."""
+    inside = not torch.compiler.is_compiling() and bool(transforms())
+    return inside or any(t is not None and t.requires_grad for t in tensors)
 
 
 def output_type(x: Tensor) -> torch.dtype:
+    """The type of a layer's output: autocast's where that is on, otherwise the input's."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if on and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
 
 
-def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Each sequence of (T, B, D) from its end; what lies past its length stays in place."""
+def _turned(x: Tensor, suffix: str, lengths: Tensor | None) -> Tensor:
+    """For a reverse direction each sequence of (T, B, D) from its end, past which all stays."""
+    if not suffix.endswith("_reverse"):
+        return x
     if lengths is None:
         return x.flip(0)
     t = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -338,27 +397,21 @@ def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, source.unsqueeze(-1).expand(x.shape))
 
 
-def check_impl(impl: object) -> None:
-    if impl not in ("auto", "fused", "reference"):
-        raise ValueError(f"impl: expected 'auto', 'fused' or 'reference', got {impl!r}")
+def _cell_of(spec: object) -> Cell:
+    """The argument `spec` as a cell."""
+    if isinstance(spec, str) or not isinstance(spec, Spec | Sequence | Cell):
+        expected = "a Spec, a sequence of Specs or a Cell"
+        raise TypeError(f"spec: expected {expected}, got {type(spec).__name__}")
+    return cell(spec)
 
 
-def _check_initialisation(
-    known: Cell, bias: bool, forget_bias: float | None, chrono: int | None
-) -> None:
-    if forget_bias is None and chrono is None:
-        return
-    if forget_bias is not None and chrono is not None:
-        raise ValueError("forget_bias: expected None where chrono is given, got both")
-    name = "forget_bias" if forget_bias is not None else "chrono"
-    if forget_bias is not None:
-        check_forget_bias(forget_bias, "forget_bias")
-    else:
-        check_chrono(chrono, "chrono")
-    if "f" not in known.gates:
-        raise ValueError(f"{name}: expected a Spec with a forget gate `a_f`, got {known.spec.name}")
-    if not bias and "b_f" not in known.vectors:
-        raise ValueError(f"{name}: expected bias=True, as {known.spec.name} has no shift `b_f`")
+def _check_free(vector: str, name: str, layer: nn.Module) -> None:
+    """A learned vector may not take the place of what the layer has."""
+    if vector in PACKED or hasattr(layer, name):
+        raise ValueError(
+            f"spec: expected another name for the learned vector `{vector}`, as the layer has a "
+            f"{name} of its own"
+        )
 
 
 def _check_states(

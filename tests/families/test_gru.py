@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from gatelib import derived, lab
 from gatelib.equations import gru as equations
-from gatelib.lab.staged import Staged
 from gatelib.nn import Recurrent
 from gatelib.reference import gru as reference
 from gatelib.spec import Spec, symbol
@@ -47,6 +46,11 @@ def by_torch(layer, *args):
     return lab.gradients(lab.over_time(layer), *named(*args))
 
 
+def plain_layer(name, *sizes):
+    """The layer that autograd differentiates step by step."""
+    return Recurrent(equations.ALL[name], *sizes, impl="reference")
+
+
 # --- the witnesses --------------------------------------------------------------------------
 
 
@@ -59,13 +63,13 @@ def test_the_backward_written_by_hand_is_the_one_derived(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backward_written_by_hand_is_the_one_of_autograd(name):
     args = problem(name, seed=1)
-    assert_agree(by_hand(name, *args), by_torch(Staged(equations.ALL[name].stages, 4, 6), *args))
+    assert_agree(by_hand(name, *args), by_torch(plain_layer(name, 4, 6), *args))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if len(equations.ALL[n].stages) == 1])
-def test_a_cell_of_one_stage_is_a_layer_with_the_same_gradients(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layer_of_any_number_of_stages_has_the_same_gradients(name):
     args = problem(name, seed=2)
-    layer = Recurrent(equations.ALL[name].spec, 4, 6)
+    layer = Recurrent(equations.ALL[name], 4, 6, impl="fused")
     assert_agree(by_torch(layer, *args), by_hand(name, *args))
 
 
@@ -89,7 +93,7 @@ def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck_passes(name):
     x, weights, h0, *_ = problem(name, B=2, T=3, D=2, H=3)
-    layer = Staged(equations.ALL[name].stages, 2, 3).double()
+    layer = plain_layer(name, 2, 3).double()
     parameters = [TORCH.get(k, f"{k}_l0") for k in weights]
 
     def run(x, h0, *values):
@@ -196,9 +200,6 @@ def test_bad_input_is_named(change, error, says):
         reference.forward(**({"x": x, "weights": weights} | change))
 
 
-def test_a_staged_layer_names_what_its_cell_lacks():
-    with pytest.raises(ValueError, match="cell: expected a stage with the output `h`"):
-        Staged((equations.RESET,), 2, 3)
-    carried = Spec.parse("carried", "a_c c_prev -> h c", "c = c_prev + a_c\nh = tanh(c)")
-    with pytest.raises(ValueError, match="cell: expected no carry but `h_prev`"):
-        Staged((carried,), 2, 3)
+def test_a_stage_alone_is_no_layer():
+    with pytest.raises(ValueError, match="spec: reset has no output `h`"):
+        Recurrent(equations.RESET, 2, 3)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gatelib.cell import cell
 from gatelib.equations import lstm as equations
-from gatelib.kernels.cell import cell, cell_of_text
-from gatelib.nn import Recurrent
+from gatelib.kernels.steps import steps as lowered
+from gatelib.kernels.steps import steps_of_text
+from gatelib.nn import Recurrent, init
 from gatelib.spec import Spec
 
 B, T, D, H = 3, 6, 4, 5
@@ -209,9 +211,9 @@ def test_fused_equals_the_plain_loop_for_every_shape(
 
 
 def test_long_sequences_cross_the_blocks_of_steps(monkeypatch):
-    from gatelib.kernels import recurrent
+    from gatelib.kernels import products
 
-    monkeypatch.setattr(recurrent, "BLOCK_BYTES", 3 * B * 4 * H * 8)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 3 * B * 4 * H * 8)
     for spec in (equations.PEEPHOLE, GRU):
         made = layer(spec)
         for steps in (2, 3, 4, 8):
@@ -241,7 +243,7 @@ def test_low_precision_stays_within_the_error_budget(spec, dtype):
 @pytest.mark.parametrize("spec", [equations.PEEPHOLE, GRU, MINIMAL], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_weight_changes_nothing_but_the_rounding(monkeypatch, spec, bias):
-    from gatelib.kernels import recurrent
+    from gatelib.kernels import products
 
     exact = layer(spec, bias=bias, dtype=torch.float32).double()
     x, state = torch.randn(3, 5, D), some_state(exact, 3, torch.float32)
@@ -249,9 +251,9 @@ def test_a_packed_weight_changes_nothing_but_the_rounding(monkeypatch, spec, bia
     small = {"PACK_ELEMENTS": 1, "PACK_BATCH": 1, "PACK_STEPS": 1}
     for name, limits in {"plain": {}, "packed": small}.items():
         for limit, value in limits.items():
-            monkeypatch.setattr(recurrent, limit, value)
+            monkeypatch.setattr(products, limit, value)
         weight = exact.weight_hh_l0.detach().float()
-        assert (recurrent.Map(weight, 3, 5).packed is not None) == (name == "packed")
+        assert (products.Map(weight, 3, 5).packed is not None) == (name == "packed")
         found[name] = everything(twin(exact, "fused").float(), x, state)
     for name, true in found["exact"].items():
         error = (found["plain"][name] - true).abs().max()
@@ -264,17 +266,17 @@ def some_double(state):
 
 
 def test_only_large_float32_weights_on_a_cpu_with_onednn_are_packed(monkeypatch):
-    from gatelib.kernels import recurrent
+    from gatelib.kernels import products
 
     weight = torch.zeros(1024, 256)
-    assert recurrent.Map(weight, 64, 256).packed is not None
-    assert recurrent.Map(weight.double(), 64, 256).packed is None
-    assert recurrent.Map(weight.to("meta"), 64, 256).packed is None
-    assert recurrent.Map(weight[:512], 64, 256).packed is None
-    assert recurrent.Map(weight, 1, 256).packed is None
-    assert recurrent.Map(weight, 64, 2).packed is None
+    assert products.Map(weight, 64, 256).packed is not None
+    assert products.Map(weight.double(), 64, 256).packed is None
+    assert products.Map(weight.to("meta"), 64, 256).packed is None
+    assert products.Map(weight[:512], 64, 256).packed is None
+    assert products.Map(weight, 1, 256).packed is None
+    assert products.Map(weight, 64, 2).packed is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert recurrent.Map(weight, 64, 256).packed is None
+    assert products.Map(weight, 64, 256).packed is None
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -540,12 +542,12 @@ def test_autocast_keeps_states_in_float32(impl):
 
 
 def test_the_operator_keeps_its_promises():
-    known = cell(equations.PEEPHOLE)
+    known = lowered(cell(equations.PEEPHOLE))
     made = layer()
     x = torch.randn(T, B, D, dtype=torch.float64, requires_grad=True)
     weights = (made.weight_ih_l0, made.weight_hh_l0, made.bias_ih_l0, None)
     vectors = [made.w_i_l0, made.w_f_l0, made.w_o_l0]
-    states = [torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in known.states]
+    states = [torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in known.cell.states]
     arguments = (known.text, x, *weights, vectors, states, None, True)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.gatelib.recurrent.default, arguments, test_utils=tests)
@@ -553,10 +555,11 @@ def test_the_operator_keeps_its_promises():
 
 @every_spec
 def test_the_operator_can_read_its_cell_from_text(spec):
-    known = cell(spec)
-    again = cell_of_text(known.text)
-    assert again.step.source == known.step.source
-    assert again.step_back.source == known.step_back.source
+    known = lowered(cell(spec))
+    again = steps_of_text(known.text)
+    for one, other in zip(again.stages, known.stages, strict=True):
+        assert one.step.source == other.step.source
+        assert one.step_back.source == other.step_back.source
 
 
 # ---- parameters -------------------------------------------------------------------------------
@@ -568,7 +571,7 @@ def test_a_copied_or_pickled_layer_has_the_same_spec():
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert other.spec == made.spec
         assert other.cell == made.cell
-        assert other.cell.step_back.source == made.cell.step_back.source
+        assert other.steps.stages[0].step_back.source == made.steps.stages[0].step_back.source
 
 
 def test_parameters_have_the_names_and_shapes_of_torch_and_of_the_spec():
@@ -583,26 +586,50 @@ def test_parameters_have_the_names_and_shapes_of_torch_and_of_the_spec():
     assert not any("bias" in n for n, _ in Recurrent(GRU, D, H, bias=False).named_parameters())
 
 
+def test_a_gate_says_where_its_biases_are():
+    made = Recurrent(equations.PEEPHOLE, D, H, num_layers=2, bidirectional=True)
+    found = made.gate_biases("f")
+    names = ["l0", "l0_reverse", "l1", "l1_reverse"]
+    for biases, name in zip(found, names, strict=True):
+        (bias,) = biases
+        packed = getattr(made, f"bias_ih_{name}")
+        assert bias.data_ptr() == packed[H : 2 * H].data_ptr() and bias.shape == (H,)
+    both = Recurrent(GRU, D, H).gate_biases("z")
+    assert [len(biases) for biases in both] == [2]
+
+
+def test_the_bias_of_a_normalised_gate_is_its_shift():
+    made = Recurrent(equations.LAYERNORM, D, H, bias=False)
+    assert made.gate_biases("f")[0][0] is made.b_f_l0
+
+
+def test_an_unknown_gate_is_named():
+    with pytest.raises(ValueError, match=r"gate: expected one of i, f, g, o, got 'z'"):
+        Recurrent(equations.LSTM, D, H).gate_biases("z")
+    with pytest.raises(ValueError, match="bias: expected True, as lstm has no shift `b_f`"):
+        Recurrent(equations.LSTM, D, H, bias=False).gate_biases("f")
+
+
 def test_forget_bias_is_set_once():
-    made = Recurrent(equations.PEEPHOLE, D, H, num_layers=2, forget_bias=2.0)
+    made = init.forget_bias_(Recurrent(equations.PEEPHOLE, D, H, num_layers=2), 2.0)
     assert (made.bias_ih_l1[H : 2 * H] == 2).all()
     assert (made.bias_ih_l1[:H] != 2).all()
-    normalised = Recurrent(equations.LAYERNORM, D, H, forget_bias=2.0)
+    normalised = init.forget_bias_(Recurrent(equations.LAYERNORM, D, H), 2.0)
     assert (normalised.b_f_l0 == 2).all() and (normalised.b_i_l0 == 0).all()
 
 
 def test_chrono_spreads_the_memories():
-    made = Recurrent(equations.CIFG, D, 200, chrono=50)
+    made = init.chrono_(Recurrent(equations.CIFG, D, 200), 50)
     bias = made.bias_ih_l0[:200]
     assert bias.min() >= 0 and bias.max() <= torch.tensor(49.0).log()
-    normalised = Recurrent(equations.LAYERNORM, D, H, chrono=50)
+    normalised = init.chrono_(Recurrent(equations.LAYERNORM, D, H), 50)
     assert torch.equal(normalised.b_i_l0, -normalised.b_f_l0)
     assert (normalised.b_f_l0 > 0).any()
 
 
 def test_the_layer_says_what_it_is():
-    text = repr(Recurrent(equations.CIFG, D, H, num_layers=2, forget_bias=1.0))
-    assert text == f"Recurrent(cifg, {D}, {H}, num_layers=2, forget_bias=1.0)"
+    text = repr(Recurrent(equations.CIFG, D, H, num_layers=2, bidirectional=True))
+    assert text == f"Recurrent(cifg, {D}, {H}, num_layers=2, bidirectional=True)"
 
 
 # ---- errors -----------------------------------------------------------------------------------
@@ -631,11 +658,6 @@ def test_a_spec_that_is_no_cell_is_refused(signature, text, message):
         ({"bias": 1}, TypeError, "bias"),
         ({"dropout": 1.5}, ValueError, "dropout"),
         ({"impl": "fast"}, ValueError, "impl"),
-        ({"forget_bias": "1"}, TypeError, "forget_bias"),
-        ({"chrono": 1}, ValueError, "chrono"),
-        ({"chrono": 9, "forget_bias": 1.0}, ValueError, "forget_bias"),
-        ({"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias"),
-        ({"forget_bias": 1.0, "spec": GRU}, ValueError, "forget_bias"),
         ({"spec": "lstm"}, TypeError, "spec"),
         ({"dtype": torch.int64}, TypeError, "dtype"),
         ({"dtype": "float32"}, TypeError, "dtype"),
