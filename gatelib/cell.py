@@ -101,6 +101,11 @@ class Cell:
         return tuple(v for v in self._inputs if v not in special)
 
     @functools.cached_property
+    def learned(self) -> tuple[str, ...]:
+        """The vectors that are weights `w_k`, gains `s_k` or biases `b_k` of one feature each."""
+        return tuple(v for v in self.vectors if v.startswith(("w_", "s_", "b_")))
+
+    @functools.cached_property
     def keeps(self) -> dict[str, Expr]:
         """What multiplies each carry from one step to the next: f of an LSTM's c, z of a GRU's h.
 

@@ -33,7 +33,7 @@ from tools import notebooks  # noqa: E402
 PASSED = ROOT / "_build" / "passed"
 PAGE = ROOT / "_build" / "html" / "index.html"
 SLOTS = 2
-LIBRARY = ("gatelib/**/*.py", "requirements.lock", "pyproject.toml")
+LIBRARY = ("gatelib/**/*.py", "gatelib/**/*.pyi", "requirements.lock", "pyproject.toml")
 FOLDERS = ("benchmarks", "book", "gatelib", "tests", "tools")
 SOURCES = (
     *(f"{name}/**/*.py" for name in FOLDERS),

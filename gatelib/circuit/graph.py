@@ -1,6 +1,6 @@
 """The equations of a Spec as a graph: pins, boxes (functions), circles (⊙, +, 1−) and their wires.
 
-Imports SymPy, gatelib.spec.
+Imports SymPy, gatelib.cell, gatelib.spec.
 Must not import printers, equations, references, torch or anything that draws.
 
 `graph_of` reads the equations, lays a straight rail for every carry, and says which nodes have the
@@ -17,7 +17,8 @@ from typing import Any
 
 import sympy as sp
 
-from gatelib.spec import Spec
+from gatelib.cell import cell
+from gatelib.spec import Spec, symbol
 
 Expr = Any  # a SymPy expression; SymPy has no types
 
@@ -65,9 +66,9 @@ class Graph:
         self.before: list[tuple[int, int]] = []
         self.vectors = _learned_vectors(spec)
         self.known: dict[Expr, int] = {}
-        for symbol in spec.inputs:
-            if symbol not in self.vectors:
-                self.known[symbol] = self.add("pin", str(symbol), name=str(symbol))
+        for given in spec.inputs:
+            if given not in self.vectors:
+                self.known[given] = self.add("pin", str(given), name=str(given))
         for symbol, expression in spec.equations:
             self.known[symbol] = self._equation(str(symbol), expression)
         for symbol in dict.fromkeys((*spec.outputs, *spec.carries.values())):
@@ -187,7 +188,7 @@ def _learned_vectors(spec: Spec) -> set[Expr]:
     """
     if not spec.carries:
         return set()
-    named = {s for s in spec.inputs if str(s)[:2] in ("w_", "s_", "b_") and s not in spec.carries}
+    named = set(map(symbol, cell(spec).learned))
     uses: Counter[Expr] = Counter()
     boxed: Counter[Expr] = Counter()
     for _, expression in spec.equations:

@@ -1,6 +1,6 @@
 """The drawn circuits: complete, deterministic, and geometrically sound.
 
-Imports gatelib.circuit and gatelib.spec.
+Imports gatelib.circuit, gatelib.equations, gatelib.spec.
 Must not import torch: a diagram needs nothing but equations.
 """
 
@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 import pytest
 
 from gatelib.circuit import Circuit, draw
+from gatelib.circuit.graph import graph_of
+from gatelib.equations import ALL
 from gatelib.spec import Spec
 from tests.circuit.sound import SVG, is_sound, meet, upright
 
@@ -205,6 +207,21 @@ def test_where_two_carries_meet_the_first_keeps_its_rail() -> None:
 def test_gates_that_multiply_are_coloured_and_candidates_are_not() -> None:
     roles = {s.name: s.role for s in drawn(LSTM).shapes if s.kind == "box"}
     assert roles == {"i": "gate", "f": "gate", "o": "gate", "g": "plain", "m": "plain"}
+
+
+@pytest.mark.parametrize("name", ["lstm", "cifg", "peephole", "gru", "cho", "mgu", "light"])
+def test_what_keeps_a_state_is_drawn_as_a_gate_and_what_it_keeps_as_a_state(name: str) -> None:
+    """By the equations, whatever the letters: a `c` may be a cell or a carry gate."""
+    cell = ALL[name]
+    roles = {node.name: node.role for node in graph_of(cell.joined()).nodes if node.name}
+    for state, factor in cell.keeps.items():
+        assert roles[state] == roles[f"{state}_prev"] == "state"
+        assert {roles[str(v)] for v in factor.free_symbols} == {"gate"}
+    assert roles_of("c = sigmoid(a_c)\nh = c*h_prev + (1 - c)*a_h")["c"] == "gate"
+
+
+def roles_of(text: str) -> dict[str, str]:
+    return {n.name: n.role for n in graph_of(Spec.parse("x", "a_c a_h h_prev -> h", text)).nodes}
 
 
 def test_a_minus_is_drawn_where_a_value_is_taken_away() -> None:
