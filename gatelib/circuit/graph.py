@@ -69,10 +69,10 @@ class Graph:
         for given in spec.inputs:
             if given not in self.vectors:
                 self.known[given] = self.add("pin", str(given), name=str(given))
-        for symbol, expression in spec.equations:
-            self.known[symbol] = self._equation(str(symbol), expression)
-        for symbol in dict.fromkeys((*spec.outputs, *spec.carries.values())):
-            self.add("out", str(symbol), [(self.known[symbol], "")], name=str(symbol))
+        for made, expression in spec.equations:
+            self.known[made] = self._equation(str(made), expression)
+        for made in dict.fromkeys((*spec.outputs, *spec.carries.values())):
+            self.add("out", str(made), [(self.known[made], "")], name=str(made))
 
     def add(
         self, kind: str, label: str, edges: Iterable[tuple[int, str]] = (), name: str = ""
