@@ -39,18 +39,18 @@ RESET = Spec.parse(
 )
 """The first stage of a GRU whose reset gate acts before the product."""
 
-KEEP = Spec.parse(
-    "keep",
-    "a_n z h_prev -> h",
-    """
-    n = tanh(a_n)
-    h = (1 - z)*n + z*h_prev
-    """,
-)
-"""The second stage where z keeps the old state."""
 
-WRITE = KEEP.replace("write", h="(1 - z)*h_prev + z*n")
+def _write(name: str, gate: str) -> Spec:
+    """A second stage: the gate writes the candidate n, which reads q, over the old state."""
+    text = f"n = tanh(a_n)\nh = (1 - {gate})*h_prev + {gate}*n"
+    return Spec.parse(name, f"a_n {gate} h_prev -> h", text)
+
+
+WRITE = _write("write", "z")
 """The second stage where z writes the candidate."""
+
+KEEP = WRITE.replace("keep", h="(1 - z)*n + z*h_prev")
+"""The second stage where z keeps the old state."""
 
 CHO = cell((RESET, KEEP), "cho")
 """Cho et al. 2014 as printed, eq. 5–8 (arXiv:1406.1078v3): reset before the product, z keeps."""
@@ -68,28 +68,20 @@ FORGET = Spec.parse(
 )
 """The first stage of the minimal gated unit."""
 
-MGU_WRITE = Spec.parse(
-    "mgu_write",
-    "a_n f h_prev -> h",
-    """
-    n = tanh(a_n)
-    h = (1 - f)*h_prev + f*n
-    """,
-)
+MGU_WRITE = _write("mgu_write", "f")
 """Its second stage: the same gate writes."""
 
 MGU = cell((FORGET, MGU_WRITE), "mgu")
 """Minimal gated unit (Zhou et al. 2016, arXiv:1603.09420): one gate resets and writes."""
 
-NO_RESET = Spec.parse(
-    "no_reset",
-    "a_z a_n h_prev -> h",
-    """
-    z = sigmoid(a_z)
-    n = tanh(a_n)
-    h = (1 - z)*n + z*h_prev
-    """,
-)
+
+def _without_reset(name: str, inputs: str, z: str) -> Spec:
+    """A GRU of one gate, z, which keeps."""
+    text = f"z = sigmoid({z})\nn = tanh(a_n)\nh = (1 - z)*n + z*h_prev"
+    return Spec.parse(name, f"{inputs} h_prev -> h", text)
+
+
+NO_RESET = _without_reset("no_reset", "a_z a_n", "a_z")
 """A GRU without its reset gate: what every convention becomes at r = 1."""
 
 LIGHT = NO_RESET.replace("light", n="relu(a_n)")
@@ -98,15 +90,7 @@ LIGHT = NO_RESET.replace("light", n="relu(a_n)")
 The paper also normalises W x over the batch, which stands outside the cell.
 """
 
-LEAKY = Spec.parse(
-    "leaky",
-    "a_n b_z h_prev -> h",
-    """
-    z = sigmoid(b_z)
-    n = tanh(a_n)
-    h = (1 - z)*n + z*h_prev
-    """,
-)
+LEAKY = _without_reset("leaky", "a_n b_z", "b_z")
 """Gates made of biases alone (Dey & Salem 2017, arXiv:1701.05923, variant GRU3).
 
 Their reset gate is then a constant, which the rows or columns of U_n take up: it is left out.

