@@ -15,7 +15,7 @@ from gatelib.equations import gru as equations
 from gatelib.nn import Recurrent
 from gatelib.reference import gru as reference
 from gatelib.spec import Spec, symbol
-from tests.families.witnesses import assert_agree, named
+from tests.families.witnesses import BAD_SEQUENCES, assert_agree, named
 
 NAMES = sorted(equations.ALL)
 TORCH = {"W": "weight_ih_l0", "U": "weight_hh_l0", "b": "bias_ih_l0", "b_u": "bias_hh_l0"}
@@ -183,15 +183,8 @@ def test_two_biases_are_both_added_to_a_plain_cell():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"x": np.zeros((3, 5))}, ValueError, "x: expected 3 dimensions"),
-        ({"x": np.zeros((3, 5, 4), int)}, TypeError, "x: expected a floating dtype"),
-        ({"x": np.zeros((3, 5, 4), "f4")}, TypeError, r"weights\['\w'\]: expected float32 as x"),
-        ({"x": np.zeros((3, 5, 9))}, ValueError, r"weights\['W'\]"),
-        ({"h0": np.zeros((3, 5))}, ValueError, r"h0: expected \(3, 6\)"),
-        ({"lengths": np.array([1, 2, 6])}, ValueError, "lengths: expected 0 … 5"),
-        ({"variant": "lstm"}, ValueError, "variant: expected one of"),
+        *BAD_SEQUENCES,
         ({"variant": "cho"}, ValueError, "weights: expected"),
-        ({"weights": {}}, ValueError, "weights: expected"),
     ],
 )
 def test_bad_input_is_named(change, error, says):

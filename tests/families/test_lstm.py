@@ -142,17 +142,7 @@ def test_the_article_network_never_uses_its_input_gate():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"x": np.zeros((3, 5))}, ValueError, "x: expected 3 dimensions"),
-        ({"x": np.zeros((3, 5, 4), int)}, TypeError, "x: expected a floating dtype"),
-        ({"x": np.zeros((3, 5, 4), "f4")}, TypeError, r"weights\['\w'\]: expected float32 as x"),
-        ({"h0": np.zeros((3, 6), int)}, TypeError, "h0: expected float64 as x, got int64"),
-        ({"x": np.zeros((3, 5, 9))}, ValueError, r"weights\['W'\]"),
-        ({"h0": np.zeros((3, 5))}, ValueError, r"h0: expected \(3, 6\)"),
-        ({"lengths": np.array([1, 2, 6])}, ValueError, "lengths: expected 0 … 5"),
-        ({"lengths": np.array([1, 2, -1])}, ValueError, "lengths: expected 0 … 5"),
-        ({"lengths": np.array([1.0, 2.0, 3.0])}, TypeError, "lengths: expected whole numbers"),
-        ({"lengths": np.array([1])}, ValueError, r"lengths: expected \(3,\)"),
-        ({"variant": "gru"}, ValueError, "variant: expected one of"),
+        *witnesses.BAD_SEQUENCES,
         ({"variant": "peephole"}, ValueError, "weights: expected"),
     ],
 )

@@ -14,7 +14,7 @@ from gatelib import derived, lab
 from gatelib.equations import rnn as equations
 from gatelib.nn import Jordan, Recurrent, SkipRNN
 from gatelib.reference import rnn as reference
-from tests.families.witnesses import assert_agree, named
+from tests.families.witnesses import BAD_SEQUENCES, assert_agree, named
 
 SPECS = {name.removesuffix("_rnn"): known.spec for name, known in equations.ALL.items()}
 NAMES = sorted(SPECS)
@@ -383,18 +383,7 @@ def test_a_gradient_that_is_not_finite_is_not_clipped_silently():
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"x": np.zeros((3, 5))}, ValueError, "x: expected 3 dimensions"),
-        ({"x": np.zeros((3, 5, 4), int)}, TypeError, "x: expected a floating dtype"),
-        ({"x": np.zeros((3, 5, 4), "f4")}, TypeError, r"weights\['\w'\]: expected float32 as x"),
-        ({"h0": np.zeros((3, 6), int)}, TypeError, "h0: expected float64 as x, got int64"),
-        ({"x": np.zeros((3, 5, 9))}, ValueError, r"weights\['W'\]: expected \(6, 9\)"),
-        ({"h0": np.zeros((3, 5))}, ValueError, r"h0: expected \(3, 6\)"),
-        ({"lengths": np.array([1, 2, 6])}, ValueError, "lengths: expected 0 … 5"),
-        ({"lengths": np.array([1, 2, -1])}, ValueError, "lengths: expected 0 … 5"),
-        ({"lengths": np.array([1.0, 2.0, 3.0])}, TypeError, "lengths: expected whole numbers"),
-        ({"lengths": np.array([1])}, ValueError, r"lengths: expected \(3,\)"),
-        ({"variant": "gru"}, ValueError, "variant: expected one of"),
-        ({"weights": {}}, ValueError, "weights: expected"),
+        *BAD_SEQUENCES,
         ({"skip": 2}, ValueError, "weights: expected .*V"),
         ({"skip": 1}, ValueError, "skip: expected 0"),
         ({"skip": -1}, ValueError, "skip: expected 0"),

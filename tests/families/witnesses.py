@@ -17,3 +17,20 @@ def assert_agree(found, expected, bound=1e-10):
 def named(x, weights, state, dy, d_state, name="h"):
     """A case of one state over time, as `gradients` takes it: inputs and upstream gradients."""
     return {"x": x, f"{name}0": state} | weights, {"y": dy, f"final_{name}": d_state}
+
+
+BAD_SEQUENCES = [
+    ({"x": np.zeros((3, 5))}, ValueError, "x: expected 3 dimensions"),
+    ({"x": np.zeros((3, 5, 4), int)}, TypeError, "x: expected a floating dtype"),
+    ({"x": np.zeros((3, 5, 4), "f4")}, TypeError, r"weights\['\w'\]: expected float32 as x"),
+    ({"h0": np.zeros((3, 6), int)}, TypeError, "h0: expected float64 as x, got int64"),
+    ({"x": np.zeros((3, 5, 9))}, ValueError, r"weights\['W'\]: expected \(\d+, 9\)"),
+    ({"h0": np.zeros((3, 5))}, ValueError, r"h0: expected \(3, 6\)"),
+    ({"lengths": np.array([1, 2, 6])}, ValueError, "lengths: expected 0 … 5"),
+    ({"lengths": np.array([1, 2, -1])}, ValueError, "lengths: expected 0 … 5"),
+    ({"lengths": np.array([1.0, 2.0, 3.0])}, TypeError, "lengths: expected whole numbers"),
+    ({"lengths": np.array([1])}, ValueError, r"lengths: expected \(3,\)"),
+    ({"variant": "none"}, ValueError, "variant: expected one of"),
+    ({"weights": {}}, ValueError, "weights: expected"),
+]
+"""What a reference of a cell refuses, where x is (3, 5, 4) and H is 6: change, error, message."""

@@ -14,19 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib.equations import gate, lstm
+from gatelib.equations.gru import GRU
 from gatelib.functions import FUNCTIONS, Elementwise
 from gatelib.spec import Spec, SpecError
 
-GRU = Spec.parse(
-    "gru",
-    "a_r a_z a_n u_n h_prev -> h",
-    """
-    r = sigmoid(a_r)
-    z = sigmoid(a_z)
-    n = tanh(a_n + r*u_n)
-    h = (1 - z)*n + z*h_prev
-    """,
-)
 RATIONAL = Spec.parse(
     "rational", "x y z -> u", "u = x*y/(z*z) - x/2 - (y - z)*x/3 + x**3 - 1/(1 + y*y)"
 )
