@@ -7,13 +7,14 @@ Must not import the floors below; it measures whatever layer it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["gradient_by_distance", "half_life", "jacobian_spectrum", "saturation"]
 
@@ -24,7 +25,10 @@ LARGEST = 2048
 
 def _gate(name: str, values: Any) -> Array:
     values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected numbers, got {values!r:.60}") from None
     array = array[~np.isnan(array)]
     if array.size == 0:
         raise ValueError(f"{name}: expected at least one value that is not nan, got none")
@@ -58,6 +62,8 @@ def saturation(gate: Any, margin: float = 0.05, *, signed: bool | None = None) -
     slope of a sigmoid is below margin·(1 - margin), so hardly any gradient reaches its weights.
     """
     values = _gate("gate", gate)
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
     if not 0 < margin < 0.5:
         raise ValueError(f"margin: expected a number between 0 and 0.5, got {margin!r}")
     low = -1.0 if (values.min() < 0 if signed is None else signed) else 0.0
@@ -82,11 +88,22 @@ def gradient_by_distance(
 
     Entry d is the root mean square over the batch of the norm at the input d steps before the end.
     Only inputs are looked at, so it works for every layer alike.
+
+    Raises:
+        TypeError: x holds tokens, or other integers; `loss` isn't callable.
+        ValueError: x isn't (B, T, D) with at least one step, or `probes` is below 1.
     """
-    inputs = torch.as_tensor(x).detach().clone().requires_grad_()
+    inputs = torch.as_tensor(x).detach().clone()
+    _check_floats("x", inputs)
     if inputs.dim() != 3:
         raise ValueError(f"x: expected (B, T, D), got shape {tuple(inputs.shape)}")
-    result = layer(inputs)
+    if inputs.shape[1] == 0:
+        raise ValueError(f"x: expected at least one step, got shape {tuple(inputs.shape)}")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss: expected a function, got {type(loss).__name__}")
+    if probes < 1:
+        raise ValueError(f"probes: expected at least 1, got {probes}")
+    result = layer(inputs.requires_grad_())
     if loss is not None:
         total = [loss(result) * len(inputs)]
     else:
@@ -104,26 +121,14 @@ def gradient_by_distance(
 
 def _copies(value: Tensor, dim: int, count: int) -> Tensor:
     shape = [count if axis == dim else size for axis, size in enumerate(value.shape)]
-    return value.detach().expand(shape).clone().requires_grad_()
+    copies = value.detach().expand(shape).clone()
+    return copies.requires_grad_() if copies.is_floating_point() else copies
 
 
-def _flat(values: tuple[Tensor, ...]) -> Tensor:
-    """(rows, B, H) or (B, H) each -> (B, everything)."""
-    parts = [v.transpose(0, 1) if v.dim() == 3 else v for v in values]
-    return torch.cat([part.flatten(1) for part in parts], 1)
-
-
-def _tuple(state: Any) -> tuple[Tensor, ...]:
-    if isinstance(state, Mapping):
-        return tuple(state.values())
-    return (state,) if isinstance(state, Tensor) else tuple(state)
-
-
-def _like(state: Any, parts: list[Tensor]) -> Any:
-    """`parts` in the form of `state`: a tensor, a dict or a tuple."""
-    if isinstance(state, Mapping):
-        return dict(zip(state, parts, strict=True))
-    return parts[0] if isinstance(state, Tensor) else tuple(parts)
+def _flat(values: Iterable[Tensor], axes: Iterable[int]) -> Tensor:
+    """Each with its axis of examples in front -> (B, everything)."""
+    parts = [value.movedim(axis, 0).flatten(1) for value, axis in zip(values, axes, strict=True)]
+    return torch.cat(parts, 1)
 
 
 def _check_rows(rows: int) -> int:
@@ -132,36 +137,68 @@ def _check_rows(rows: int) -> int:
     return rows
 
 
-def jacobian_spectrum(layer: nn.Module, x: Tensor | Array) -> Array:
+def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Array) -> Array:
     """Return the singular values of a layer's Jacobian at the first example, largest first.
 
     A recurrent layer, which returns (output, final_state): d(final state)/d(initial state) over the
-    whole sequence, all its states together (an LSTM's h and c), from the zero state. Any other
-    layer: dy/dx. Rows are computed as one batch, so the layer must treat examples independently.
+    whole sequence, all its states together (an LSTM's h and c, those of each layer of a stack),
+    from the zero state. Any other layer: dy/dx; `others` are its further inputs, and of a tuple
+    the first entry is y. Rows are computed as one batch, so the layer must treat examples
+    independently.
 
     Raises:
+        TypeError: x holds tokens, or other integers, which have no derivative.
         ValueError: the Jacobian has more than 2048 rows.
     """
-    inputs = torch.as_tensor(x).detach()
+    inputs = [torch.as_tensor(value).detach() for value in (x, *others)]
+    _check_floats("x", inputs[0])
     batch_dim = 0 if getattr(layer, "batch_first", True) else 1
-    one = inputs.narrow(batch_dim, 0, 1)
+    one = [value.narrow(batch_dim, 0, 1) for value in inputs]
     with torch.no_grad():
-        result = layer(one)
-    if isinstance(result, tuple):
-        zeros = [torch.zeros_like(state) for state in _tuple(result[1])]
-        rows = _check_rows(sum(state.numel() for state in zeros))
-        starts = [_copies(state, 1 if state.dim() == 3 else 0, rows) for state in zeros]
-        given = _like(result[1], starts)
-        ends = _flat(_tuple(layer(_copies(one, batch_dim, rows), given)[1]))
+        result = layer(*one)
+    if isinstance(result, tuple) and not others:
+        starts, ends, axes = _state_map(layer, one[0], batch_dim)
+        end = _flat(ends, axes)
     else:
-        rows = _check_rows(result.numel())
-        starts = [_copies(one, batch_dim, rows)]
-        ends = layer(starts[0]).transpose(0, batch_dim).flatten(1)
-    seeds = torch.eye(rows).to(ends)
-    slopes = torch.autograd.grad(ends, starts, seeds, allow_unused=True, materialize_grads=True)
-    if isinstance(result, tuple):
-        jacobian = _flat(slopes)
-    else:
-        jacobian = slopes[0].transpose(0, batch_dim).flatten(1)
-    singular: Array = torch.linalg.svdvals(jacobian.double()).numpy()
+        result = result[0] if isinstance(result, tuple) else result
+        copies = [_copies(value, batch_dim, _check_rows(result.numel())) for value in one]
+        made = layer(*copies)
+        starts, axes = copies[:1], [batch_dim]
+        end = _flat([made[0] if isinstance(made, tuple) else made], axes)
+    seeds = torch.eye(end.shape[1]).to(end)
+    slopes = torch.autograd.grad(end, starts, seeds, allow_unused=True, materialize_grads=True)
+    singular: Array = torch.linalg.svdvals(_flat(slopes, axes).double()).numpy()
     return singular
+
+
+def _state_after(layer: nn.Module, *inputs: Any) -> Any:
+    """The final state; all that an LSTMCell returns is its state."""
+    result = layer(*inputs)
+    return result if isinstance(layer, nn.RNNCellBase) else result[1]
+
+
+def _state_map(
+    layer: nn.Module, one: Tensor, batch_dim: int
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Zero states, a copy for each row of the Jacobian; what they become; their batch axes."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        leaves, form = tree_flatten(_state_after(layer, one))
+        pair = tree_leaves(_state_after(layer, _copies(one, batch_dim, 2)))
+    axes = [_axis_that_differs(a.shape, b.shape) for a, b in zip(leaves, pair, strict=True)]
+    rows = _check_rows(sum(leaf.numel() for leaf in leaves))
+    zeros = (torch.zeros_like(leaf) for leaf in leaves)
+    starts = [_copies(zero, axis, rows) for zero, axis in zip(zeros, axes, strict=True)]
+    final = _state_after(layer, _copies(one, batch_dim, rows), tree_unflatten(starts, form))
+    return starts, tree_leaves(final), axes
+
+
+def _axis_that_differs(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Which axis of a state counts the examples."""
+    return next(
+        axis for axis, sizes in enumerate(zip(one, other, strict=True)) if len({*sizes}) > 1
+    )
+
+
+def _check_floats(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected floats, got {x.dtype}, which has no derivative")

@@ -1,7 +1,7 @@
 """The passport of a layer: what it costs and how it remembers, counted rather than timed.
 
-Imports torch and the other instruments.
-Must not import the floors below; it inspects whatever layer it is given.
+Imports torch, gatelib.spec and the other instruments.
+Must not import gatelib.nn; it inspects whatever layer it is given.
 
 Costs are counted on the operators that torch runs for one forward and one backward pass, with the
 vendor's fused CPU library switched off, and the rest is measured in float64 and rounded, so that
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sympy import Expr
 from torch import Tensor, nn
 from torch._library.custom_ops import _maybe_get_opdef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,13 +27,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from gatelib.lab.instruments import half_life, jacobian_spectrum, saturation
+from gatelib.lab.readers import Role, reader_of
 from gatelib.lab.record import Recording, record
+from gatelib.spec import Spec, symbol
 
 __all__ = ["MIME", "Cost", "Passport", "passport"]
 
 MIME = "application/vnd.gates.passport+json"
-KEEP = ("f", "z")
-"""Gates that multiply the old memory: an LSTM's and a GRU's."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,17 @@ class Cost:
 class Passport:
     """What a layer costs (exact) and how it remembers at this input (measured, rounded).
 
+    input_shape: of the only input; a tuple of shapes where there are several.
     saved_bytes: kept for the backward pass, without parameters and input.
     half_life: steps until half of a memory is left, by layer; see `half_life`.
-    saturated: share of each gate's values within 0.05 of an end of its range.
+    saturated: share of each gate's values within 0.05 of an end of its range; states and what
+        exceeds 1 have no ends.
     spectrum: largest, median and smallest singular value; see `jacobian_spectrum`. What is lost
         in rounding beside the largest is 0.
     """
 
     name: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Any, ...]
     parameters: int
     parameter_bytes: int
     forward: Cost
@@ -71,8 +74,10 @@ class Passport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The passport as pairs of text: what, and how much."""
+        several = self.input_shape and isinstance(self.input_shape[0], tuple)
+        shapes = self.input_shape if several else (self.input_shape,)
         rows = [
-            ("input", " × ".join(map(str, self.input_shape))),
+            ("input", ", ".join(" × ".join(map(str, shape)) for shape in shapes)),
             ("parameters", f"{self.parameters:,}"),
             ("parameter bytes", f"{self.parameter_bytes:,}"),
             ("FLOPs forward", f"{self.forward.flops:,}"),
@@ -223,9 +228,10 @@ def _output(result: Any) -> Tensor:
     return tensors[0]
 
 
-def _counted(layer: nn.Module, x: Tensor) -> tuple[Cost, Cost, int]:
+def _counted(layer: nn.Module, inputs: list[Tensor]) -> tuple[Cost, Cost, int]:
     """The cost of a forward and a backward pass, and the bytes saved between them."""
-    known = {p.untyped_storage().data_ptr() for p in [*layer.parameters(), *layer.buffers(), x]}
+    there = [*layer.parameters(), *layer.buffers(), *inputs]
+    known = {p.untyped_storage().data_ptr() for p in there}
     saved: dict[int, Tensor] = {}
 
     def pack(value: Tensor) -> Tensor:
@@ -236,12 +242,12 @@ def _counted(layer: nn.Module, x: Tensor) -> tuple[Cost, Cost, int]:
     forward, backward = _Counter(), _Counter()
     with _plain_operators():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v), forward:
-            result = layer(x)
-        inputs = [p for p in [*layer.parameters(), x] if p.requires_grad]
+            result = layer(*inputs)
+        wanted = [p for p in [*layer.parameters(), *inputs] if p.requires_grad]
         output = _output(result)
         seed = torch.ones_like(output)
         with backward:
-            torch.autograd.grad(output, inputs, seed, allow_unused=True)
+            torch.autograd.grad(output, wanted, seed, allow_unused=True)
     size = sum(value.untyped_storage().nbytes() for value in saved.values())
     return forward.cost, backward.cost, size
 
@@ -250,35 +256,55 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _recorded(layer: nn.Module, x: Tensor) -> Recording:
-    try:
-        with torch.no_grad(), record(layer) as gates:
-            layer(x)
-    except TypeError:
+def _recorded(layer: nn.Module, inputs: list[Tensor]) -> Recording:
+    if not any(reader_of(module) for module in layer.modules()):
         return Recording()
+    with torch.no_grad(), record(layer) as gates:
+        layer(*inputs)
     return gates
 
 
 def _memory(gates: Recording, keep: str | None) -> dict[str, float]:
+    """The half-life of each layer whose equations say what keeps its memory, a share of it."""
     found = {}
     for path, layer in gates.items():
-        name = keep or next((k for k in KEEP if k in layer), None)
-        if name in layer:
-            found[path] = _rounded(half_life(layer[name]))
+        values = _factor(gates.roles[path].keep, layer) if keep is None else layer.get(keep)
+        if values is None or (keep is None and not _are_shares(values)):
+            continue
+        found[path] = _rounded(half_life(values))
     if keep is not None and not found:
         names = sorted({name for layer in gates.values() for name in layer})
         raise ValueError(f"keep: expected a gate of {names}, got {keep!r}")
     return found
 
 
-def _saturated(layer: dict[str, Any]) -> dict[str, float]:
+def _factor(keep: Expr | None, layer: dict[str, Any]) -> Any:
+    """The values of an expression in a layer's recorded values: f, or 1 - z."""
+    if keep is None or not {str(v) for v in keep.free_symbols} <= set(layer):
+        return None
+    if keep.is_Symbol:
+        return layer[str(keep)]
+    kept = symbol("kept")
+    spec = Spec("keep", ((kept, keep),), tuple(sorted(keep.free_symbols, key=str)), (kept,))
+    return spec.evaluate(layer)["kept"]
+
+
+def _are_shares(values: Any) -> bool:
+    return bool(np.nanmin(values) >= 0 and np.nanmax(values) <= 1)
+
+
+def _saturated(layer: dict[str, Any], role: Role) -> dict[str, float]:
     """The saturation of each value that is bounded by 1, states apart."""
-    bounded = {k: v for k, v in layer.items() if k not in ("c", "h") and np.nanmax(abs(v)) <= 1}
+    gates = {k: v for k, v in layer.items() if k not in role.free and v.size}
+    bounded = {k: v for k, v in gates.items() if np.nanmax(abs(v)) <= 1}
     return {name: round(saturation(value), 2) for name, value in bounded.items()}
 
 
-def _spectrum(layer: nn.Module, x: Tensor) -> dict[str, float]:
-    values = jacobian_spectrum(layer, x)
+def _spectrum(layer: nn.Module, inputs: list[Tensor]) -> dict[str, float]:
+    """Empty where the first input holds tokens, which have no derivative."""
+    if not inputs[0].is_floating_point():
+        return {}
+    values = jacobian_spectrum(layer, *inputs)
     values = np.where(values > values[0] * np.finfo(np.float64).eps * len(values), values, 0)
     named = {"largest": values[0], "median": np.median(values), "smallest": values[-1]}
     return {which: _rounded(float(value)) for which, value in named.items()}
@@ -286,7 +312,7 @@ def _spectrum(layer: nn.Module, x: Tensor) -> dict[str, float]:
 
 def passport(
     layer: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     *,
     name: str | None = None,
     keep: str | None = None,
@@ -296,36 +322,53 @@ def passport(
 
     Args:
         layer: called as `layer(example)`; on CPU.
-        example: a batch of inputs; for recurrent layers (B, T, D) or as the layer wants it.
+        example: a batch of inputs; for recurrent layers (B, T, D) or as the layer wants it, for a
+            model that begins with an embedding (B, T) tokens. A tuple for a layer of several
+            inputs, called as `layer(*example)`.
         name: the title; by default the class's name.
-        keep: the gate whose half-life is told; by default "f" or "z", where there is one.
+        keep: the gate whose half-life is told; by default the one that multiplies the old memory
+            in the cell's equations, where there is one.
         spectrum: False leaves out the Jacobian, which costs one backward pass of a large batch.
+            It is empty for tokens, which have no derivative.
 
     Raises:
-        TypeError: `layer` is no module, or `example` no floating-point tensor.
+        TypeError: `layer` is no module, or `example` no tensor of floats or tokens.
         ValueError: `layer` is not on CPU, `keep` names no gate, or the Jacobian is too large.
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
-    if not (isinstance(example, Tensor) and example.is_floating_point()):  # type: ignore[redundant-expr]
-        raise TypeError(f"example: expected a tensor of floats, got {type(example).__name__}")
-    devices = {p.device.type for p in [*layer.parameters(), example]}
-    if devices != {"cpu"}:
-        raise ValueError(f"layer: expected layer and example on cpu, got {sorted(devices)}")
-    x = example.detach().clone().requires_grad_()
-    forward, backward, saved = _counted(layer, x)
-    precise, wide = copy.deepcopy(layer).double(), example.detach().double()
+    given = _checked_inputs(layer, example)
+    own = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in given]
+    forward, backward, saved = _counted(layer, own)
+    precise = copy.deepcopy(layer).double()
+    wide = [v.detach().double() if v.is_floating_point() else v for v in given]
     gates = _recorded(precise, wide)
+    shapes = tuple(tuple(v.shape) for v in given)
     sizes = [p.numel() for p in layer.parameters()]
     return Passport(
         name=name or type(layer).__name__,
-        input_shape=tuple(example.shape),
+        input_shape=shapes if len(shapes) > 1 else shapes[0],
         parameters=sum(sizes),
         parameter_bytes=_bytes(list(layer.parameters())),
         forward=forward,
         backward=backward,
         saved_bytes=saved,
         half_life=_memory(gates, keep),
-        saturated={path: _saturated(layer) for path, layer in gates.items()},
+        saturated={path: _saturated(layer, gates.roles[path]) for path, layer in gates.items()},
         spectrum=_spectrum(precise, wide) if spectrum else {},
     )
+
+
+def _checked_inputs(layer: nn.Module, example: Any) -> list[Tensor]:
+    """The inputs as a list: tensors of floats or of tokens, on CPU as the layer is."""
+    given: list[Any] = list(example) if isinstance(example, tuple | list) else [example]
+    for value in given or [example]:
+        if not isinstance(value, Tensor) or not (
+            value.is_floating_point() or value.dtype in (torch.int64, torch.int32)
+        ):
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"example: expected a tensor of floats or of tokens, got {found}")
+    devices = {p.device.type for p in [*layer.parameters(), *given]}
+    if devices != {"cpu"}:
+        raise ValueError(f"layer: expected layer and example on cpu, got {sorted(devices)}")
+    return given

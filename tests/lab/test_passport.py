@@ -159,10 +159,11 @@ def test_rounding_of_the_parameters_does_not_change_the_page():
 def test_bad_layers_and_examples_are_named():
     with pytest.raises(TypeError, match=r"layer: expected a torch\.nn\.Module, got int"):
         passport(3, example())
-    with pytest.raises(TypeError, match="example: expected a tensor of floats, got list"):
-        passport(lstm(), [1.0])
+    for bad, found in (([1.0], "float"), ("text", "str"), ([], "list"), ((), "tuple")):
+        with pytest.raises(TypeError, match=f"example: expected a tensor of floats .*got {found}"):
+            passport(lstm(), bad)
     with pytest.raises(TypeError, match="example: expected a tensor of floats"):
-        passport(lstm(), torch.ones(1, 2, WIDTH, dtype=torch.int64))
+        passport(lstm(), torch.ones(1, 2, WIDTH, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"layer: expected .* on cpu, got \['cpu', 'meta'\]"):
         passport(lstm().to("meta"), example())
     with pytest.raises(ValueError, match=r"keep: expected a gate of .*'f'.* got 'q'"):
@@ -194,11 +195,29 @@ def test_saturation_is_the_share_at_the_ends():
         (lambda: half_life([np.nan]), "keep: expected at least one value"),
         (lambda: saturation([0.5], 0.5), "margin: expected a number between 0 and 0.5"),
         (lambda: gradient_by_distance(lstm(), torch.ones(2, 3)), "x: expected .B, T, D., got"),
+        (lambda: gradient_by_distance(lstm(), torch.ones(2, 0, 4)), "x: expected at least one"),
+        (lambda: gradient_by_distance(lstm(), example(), probes=0), "probes: expected at least 1"),
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "at most 2048 rows"),
     ],
 )
 def test_instruments_name_what_is_wrong(call, words):
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: half_life("open"), "keep: expected numbers, got 'open'"),
+        (lambda: saturation({}), "gate: expected numbers, got {}"),
+        (lambda: saturation([0.5], "0.1"), "margin: expected a number, got str"),
+        (lambda: gradient_by_distance(lstm(), torch.ones(1, 2, 4).long()), "x: expected floats"),
+        (lambda: gradient_by_distance(lstm(), example(), 3), "loss: expected a function, got int"),
+        (lambda: jacobian_spectrum(nn.Embedding(3, 2), torch.tensor([1])), "x: expected floats"),
+    ],
+)
+def test_instruments_name_what_has_the_wrong_type(call, words):
+    with pytest.raises(TypeError, match=words):
         call()
 
 
