@@ -37,12 +37,25 @@ def live_positions(lengths: Tensor | None, keys: Tensor) -> Tensor | None:
 
 
 def read(scores: Tensor, values: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Contexts (B, T, V) and attention weights (B, T, S): a softmax over the live positions."""
-    wide = scores.float() if scores.dtype in LOW_PRECISION else scores
+    """Contexts (B, T, V) and attention weights (B, T, S): a softmax over the live positions.
+
+    Both are computed in float32 where the values are of lower precision, and rounded once.
+    """
+    scores = _wide(scores)
     if live is not None:
-        wide = wide.masked_fill(~live, -math.inf)
-    weights = torch.softmax(wide, dim=-1).to(values.dtype)
+        scores = scores.masked_fill(~live, -math.inf)
+    weights = torch.softmax(scores, dim=-1)
+    if values.dtype in LOW_PRECISION:
+        context = torch.bmm(weights, _wide(values)).to(values.dtype)
+        return context, weights.to(values.dtype)
+    weights = weights.to(values.dtype)
     return torch.bmm(weights, values), weights
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 where they are of lower precision: a product of 64 features passes float16's end
+    at entries of 32, and bfloat16 rounds a score of 100 by a quarter."""
+    return values.float() if values.dtype in LOW_PRECISION else values
 
 
 class Attention(nn.Module):
@@ -161,7 +174,7 @@ class AdditiveAttention(Attention):
         """Scores (B, T, S); the tanh between them is (B, T, S, A)."""
         query = F.linear(queries, self.weight_query).unsqueeze(2)
         key = F.linear(keys, self.weight_key).unsqueeze(1)
-        return torch.tanh(query + key) @ self.weight_score.to(query.dtype)
+        return _wide(torch.tanh(query + key)) @ _wide(self.weight_score.to(query.dtype))
 
     def extra_repr(self) -> str:
         """The sizes."""
@@ -220,9 +233,10 @@ class DotAttention(Attention):
         """Scores (B, T, S)."""
         if self.weight is not None:
             queries = F.linear(queries, self.weight)
+        queries = _wide(queries)
         if self.score == "scaled":
             queries = queries / math.sqrt(self.key_size)
-        return torch.bmm(queries, keys.transpose(1, 2))
+        return torch.bmm(queries, _wide(keys).transpose(1, 2))
 
     def extra_repr(self) -> str:
         """The sizes and the score."""

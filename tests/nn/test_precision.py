@@ -1,6 +1,6 @@
 """Sums of low precision are kept in float32: as near to float64 as their last digit allows.
 
-Imports gatelib.nn, torch and Hypothesis.
+Imports gatelib.equations, gatelib.nn, torch and Hypothesis.
 Must not loosen a bound: a result may be off by rounding itself once, no more.
 """
 
@@ -11,7 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelib.nn import FeatureGate, Gate, Jordan, SkipRNN, VariationalDropout, pool
+from gatelib.equations import lstm as cells
+from gatelib.nn import (
+    AdditiveAttention,
+    DotAttention,
+    FeatureGate,
+    Gate,
+    Highway,
+    Jordan,
+    Recurrent,
+    SkipRNN,
+    VariationalDropout,
+    pool,
+)
 
 LOW = (torch.float16, torch.bfloat16)
 
@@ -113,3 +125,57 @@ def test_a_variational_mask_keeps_its_scale_in_low_precision(dtype):
     x = torch.ones(1, 3, 4, dtype=dtype)
     found = VariationalDropout(0.3)(x, torch.zeros(1, 1, 4))
     nearly(found, torch.full_like(x, 1 / 0.7, dtype=torch.float64), dtype)
+
+
+# ---- attention --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("size", [1.0, 30.0, 200.0])
+@pytest.mark.parametrize("length", [3, 500])
+@pytest.mark.parametrize("score", ["dot", "scaled", "general", "additive"])
+def test_attention_of_low_precision_is_the_one_of_float64(dtype, size, length, score):
+    """Scores of 64 features pass float16's end at entries of 32; no weight may become nan."""
+    torch.manual_seed(0)
+    K = 64
+    layer = AdditiveAttention(K, K, K) if score == "additive" else DotAttention(K, K, score)
+    layer = layer.to(dtype)
+    keys, queries = ((size * torch.randn(2, n, K)).to(dtype) for n in (length, 4))
+    values, lengths = torch.randn(2, length, 5).to(dtype), torch.tensor([length, 2])
+    context, weights = layer(queries, keys, lengths, values)
+    exact = layer.double()(queries.double(), keys.double(), lengths, values.double())
+    assert context.dtype == weights.dtype == dtype
+    if score in ("dot", "scaled"):  # no product of the layer's own is rounded before the scores
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(weights.double(), exact[1], rtol=eps, atol=eps**2 + 1e-4)
+        torch.testing.assert_close(context.double(), exact[0], rtol=eps, atol=4 * eps)
+    assert context.isfinite().all() and not weights[1, :, 2:].any()
+    torch.testing.assert_close(
+        weights.double().sum(-1), torch.ones(2, 4).double(), atol=0.02, rtol=0
+    )
+
+
+# ---- states and streams -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+@pytest.mark.parametrize("name", ["lstm", "layernorm"])
+def test_a_recurrent_layer_keeps_long_states_in_float32(dtype, impl, name):
+    torch.manual_seed(0)
+    layer = Recurrent(cells.ALL[name].spec, 3, 16, impl=impl).to(dtype)
+    x = (30 * torch.randn(2, 300, 3)).to(dtype)
+    y, state = layer(x)
+    exact, _ = layer.double()(x.double())
+    assert state["c"].dtype == torch.float32 and y.isfinite().all()
+    assert float((y.double() - exact).abs().max().detach()) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+def test_a_deep_highway_keeps_its_stream_in_float32(dtype, impl):
+    torch.manual_seed(0)
+    layer = Highway(8, 60, impl=impl).to(dtype)
+    x = torch.randn(4, 8).to(dtype)
+    found, exact = layer(x), layer.double()(x.double())
+    assert float((found.double() - exact).abs().max().detach()) < 16 * torch.finfo(dtype).eps
