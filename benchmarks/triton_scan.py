@@ -1,5 +1,5 @@
 """Generated time-scan kernels beside the eager loop and a copy of the same bytes, on a GPU.
-Imports gatelib.kernels.triton, gatelib.spec, gatelib.equations, torch, Triton and the harness.
+Imports gatelib.kernels.scan, gatelib.spec, gatelib.equations, torch, Triton and the harness.
 Must not import gatelib.reference or gatelib.lab.
 
 Run: python benchmarks/triton_scan.py; says so and stops where there is no GPU.
@@ -13,7 +13,7 @@ from _harness import table, write
 from torch import Tensor
 
 from gatelib.equations.lstm import LSTM
-from gatelib.kernels.triton import TimeScan, scan
+from gatelib.kernels.scan import TimeScan, scan
 from gatelib.spec import Spec
 
 MINGRU = Spec.parse("mingru", "a_z n h_prev -> h", "z = sigmoid(a_z)\nh = (1 - z)*h_prev + z*n")

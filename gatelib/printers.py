@@ -4,7 +4,7 @@ Imports gatelib.spec, gatelib.algebra, gatelib.functions; NumPy or torch once a 
 Must not import gatelib.reference or gatelib.nn.
 
 The names are those of the equations, one line an equation. Triton kernels, which need loads,
-stores and loops around the same lines, are written by gatelib.printers_triton.
+stores and loops around the same lines, are written by gatelib.kernels.triton_source.
 """
 
 from __future__ import annotations

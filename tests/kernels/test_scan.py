@@ -1,0 +1,83 @@
+"""The generated kernels run: agreement in processes of their own, and what they refuse here.
+
+Imports gatelib, torch and Triton.
+Must not run the interpreter in this process: Triton reads TRITON_INTERPRET once, when imported.
+
+Agreement with autograd is tested by `triton_cases.py`, run as a whole in a process of its own:
+under the interpreter, and compiled where there is a GPU.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gatelib.kernels.elementwise import elementwise
+from gatelib.kernels.launch import interpreted
+from tests.kernels.triton_cells import parse
+
+ROOT = Path(__file__).parents[2]
+CASES = ROOT / "tests" / "kernels" / "triton_cases.py"
+compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
+
+
+def run_cases(**environment):
+    """Run all cases; returns (passed count, the report)."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(CASES),
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    return int(re.search(r"(\d+) passed", run.stdout)[1]), run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kernels_agree_with_autograd_under_the_interpreter():
+    passed, report = run_cases(TRITON_INTERPRET="1")
+    print(report)
+    assert passed > 150
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kernels_agree_with_autograd_on_a_gpu():
+    passed, report = run_cases()
+    print(report)
+    assert passed > 150
+
+
+@compiles
+def test_cpu_tensors_need_the_interpreter():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="expected a CUDA tensor, got one on cpu; Triton runs"):
+        elementwise(parse("only_tanh", "x -> y", "y = tanh(x)"))(x)
+
+
+def test_triton_is_not_imported_before_a_kernel_is_needed():
+    code = "import sys, gatelib.kernels.report; print('triton' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would run the benchmark")
+def test_the_benchmark_says_where_there_is_no_gpu():
+    command = [sys.executable, str(ROOT / "benchmarks" / "triton_scan.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no CUDA device here" in run.stdout
