@@ -1,10 +1,11 @@
 """Run the stages of validation, two at a time, and skip those whose inputs have not changed.
 
-Imports tools.notebooks and the standard library.
+Imports tools.inputs, tools.notebooks.
 Must not import gatelib: every stage is a process of its own.
 
     python tools/stages.py test             every stage
     python tools/stages.py book             one stage
+    python tools/stages.py unit             the tests of every folder
     python tools/stages.py chapters         strict nbval over every chapter
     python tools/stages.py --fresh test     forget what passed before
 """
@@ -28,13 +29,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import notebooks  # noqa: E402
+from tools import inputs, notebooks  # noqa: E402
 
 PASSED = ROOT / "_build" / "passed"
 PAGE = ROOT / "_build" / "html" / "index.html"
 SLOTS = 2
+LONG = ("nn", "families", "kernels", "spec", "house")  # folders of tests, the longest first
 LIBRARY = ("gatelib/**/*.py", "gatelib/**/*.pyi", "requirements.lock", "pyproject.toml")
-FOLDERS = ("benchmarks", "book", "gatelib", "tests", "tools")
+FOLDERS = ("benchmarks", "book", "chapters", "gatelib", "tests", "tools")
 SOURCES = (
     *(f"{name}/**/*.py" for name in FOLDERS),
     "chapters/**/*.py",
@@ -57,21 +59,30 @@ COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed|warnin
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step: the commands it runs, the files it reads, the stages it waits for."""
+    """One step: the commands it runs, the files it reads, the stages it waits for.
+
+    What the files of `modules` import is read too, and what that imports.
+    """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     inputs: tuple[str, ...]
     after: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
     def key(self) -> str:
         """A hash of this stage's commands and of every byte that it reads."""
         digest = hashlib.sha256(repr((self.name, self.commands, sys.version)).encode())
-        files = {path for pattern in self.inputs for path in ROOT.glob(pattern) if path.is_file()}
+        files = found(self.inputs) | inputs.reached(found(self.modules), ROOT)
         for path in sorted(files):
             if "__pycache__" not in path.parts:
                 digest.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
         return digest.hexdigest()
+
+
+def found(patterns: Sequence[str]) -> set[Path]:
+    """The files that match a pattern, from the root."""
+    return {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
 
 
 @dataclasses.dataclass
@@ -103,8 +114,24 @@ def chapter_stage(path: Path) -> Stage:
     quiet = ("-p", "no:cacheprovider", "-W", "default", "-q")
     command = python("pytest", *nbval, *limits, *quiet, relative)
     shared = f"chapters/support/{path.stem[3:]}.py"
-    inputs = (*LIBRARY, "tools/notebooks.py", "tests/nbval.cfg", shared, relative)
-    return Stage(path.stem, (command,), inputs)
+    read = (*LIBRARY, "tools/notebooks.py", "tests/nbval.cfg", shared, relative)
+    return Stage(path.stem, (command,), read)
+
+
+def unit_stages() -> list[Stage]:
+    """One stage for each folder of tests but the site's; long ones first."""
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    rest = sorted(folders - {*LONG, "site"})
+    return [unit_stage(name) for name in (*LONG, *rest)]
+
+
+def unit_stage(folder: str) -> Stage:
+    """The tests of one folder: they read what they import. The house looks at every file."""
+    command = python("pytest", f"tests/{folder}", "-q", "-p", "no:cacheprovider")
+    if folder == "house":
+        return Stage(folder, (command,), EVERYTHING)
+    modules = (f"tests/{folder}/**/*.py", "tests/conftest.py")
+    return Stage(folder, (command,), ("requirements.lock", "pyproject.toml"), modules=modules)
 
 
 def book_commands() -> tuple[tuple[str, ...], ...]:
@@ -118,18 +145,17 @@ def book_commands() -> tuple[tuple[str, ...], ...]:
 def all_stages() -> dict[str, Stage]:
     """Every stage by name; the long ones first, so that two slots are busy to the end."""
     chapters = [chapter_stage(path) for path in notebooks.find(())]
-    unit = python("pytest", "tests", "--ignore=tests/site", "-q")
     style = (python("ruff", "check", "."), python("ruff", "format", "--check", "."))
     site = python("pytest", "tests/site", "-q")
     pages = (*BOOK, "_build/status.json")
     stages = [
-        Stage("unit", (unit,), EVERYTHING),
+        *unit_stages(),
         *sorted(chapters, key=lambda stage: -(ROOT / stage.inputs[-1]).stat().st_size),
         Stage("types", (python("mypy"),), LIBRARY),
         Stage("floors", ((script("lint-imports"),),), LIBRARY),
         Stage("style", style, SOURCES),
         Stage("book", book_commands(), pages, after=tuple(stage.name for stage in chapters)),
-        Stage("site", (site,), (*pages, "tests/site/*.py"), after=("book",)),
+        Stage("site", (site,), (*pages, "tests/conftest.py", "tests/site/*.py"), after=("book",)),
     ]
     return {stage.name: stage for stage in stages}
 
@@ -286,7 +312,8 @@ def chosen(names: Sequence[str]) -> list[Stage]:
     """The stages that are meant by names on the command line."""
     stages = all_stages()
     chapters = [path.stem for path in notebooks.find(())]
-    groups = {"test": list(stages), "chapters": chapters}
+    units = [stage.name for stage in unit_stages()]
+    groups = {"test": list(stages), "chapters": chapters, "unit": units}
     wanted = [stage for name in names for stage in groups.get(name, [name])]
     unknown = [name for name in wanted if name not in stages]
     if unknown:
