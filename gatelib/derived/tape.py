@@ -50,9 +50,10 @@ class Value:
         return self.array.shape
 
     def __add__(self, other: Value) -> Value:
-        shapes = self.shape, other.shape
-        pull = lambda d: (_summed(d, d.shape, shape) for shape in shapes)  # noqa: E731
-        return self.tape.record(self.array + other.array, (self, other), pull)
+        def pull(d: Array) -> list[Array]:
+            return [_summed(d, d.shape, value.shape) for value in (self, other)]
+
+        return self.tape.record((self, other), pull, self.array + other.array)[0]
 
     def __getitem__(self, key: Any) -> Value:
         """A part: an index, a slice, `...` or None for each axis, or an array of indices."""
@@ -62,7 +63,7 @@ class Value:
             np.add.at(whole, key, d)
             return (whole,)
 
-        return self.tape.record(self.array[key], (self,), pull)
+        return self.tape.record((self,), pull, self.array[key])[0]
 
 
 Values = Mapping[str, Value]
@@ -74,14 +75,8 @@ class Tape:
     def __init__(self) -> None:
         self.steps: list[tuple[tuple[Value, ...], tuple[Value, ...], Pull]] = []
 
-    def record(self, array: Array, inputs: Iterable[Value], pull: Pull) -> Value:
-        """Add a step that computed one array."""
-        return self.record_all((array,), inputs, pull)[0]
-
-    def record_all(
-        self, arrays: Iterable[Array], inputs: Iterable[Value], pull: Pull
-    ) -> tuple[Value, ...]:
-        """Add a step that computed several arrays at once."""
+    def record(self, inputs: Iterable[Value], pull: Pull, *arrays: Array) -> tuple[Value, ...]:
+        """Add a step that computed these arrays."""
         outputs = tuple(Value(array, self) for array in arrays)
         self.steps.append((outputs, tuple(inputs), pull))
         return outputs
@@ -102,10 +97,10 @@ def gate(spec: Spec, /, **values: Value | Any) -> dict[str, Value]:
     """The outputs of a Spec by name, from its inputs by name; there may be more than it reads.
 
     The inputs are broadcast against each other; the last axis holds the features. What is no Value
-    is a constant. Raises ValueError where an input is missing.
+    is a constant. Raises ValueError where an input is missing, or the Values are of two tapes.
     """
     exposed, vjp, seeds_of = _derived(spec)
-    tape = next(v.tape for v in values.values() if isinstance(v, Value))
+    tape = _tape_of(values)
     given = {k: v if isinstance(v, Value) else Value(v, tape) for k, v in values.items()}
     inputs = {str(v): given[str(v)] for v in spec.inputs if str(v) in given}
     shape = np.broadcast_shapes(*(value.shape for value in inputs.values()))
@@ -118,8 +113,15 @@ def gate(spec: Spec, /, **values: Value | Any) -> dict[str, Value]:
         found = vjp.evaluate(known | placed).values()
         return [_summed(d, shape, v.shape) for d, v in zip(found, inputs.values(), strict=True)]
 
-    made = tape.record_all((known[name] for name in names), inputs.values(), pull)
+    made = tape.record(inputs.values(), pull, *(known[name] for name in names))
     return dict(zip(names, made, strict=True))
+
+
+def _tape_of(values: Mapping[str, Value | Any]) -> Tape:
+    tapes = {value.tape for value in values.values() if isinstance(value, Value)}
+    if len(tapes) != 1:
+        raise ValueError(f"values: expected Values of one tape, got {len(tapes)} tapes")
+    return tapes.pop()
 
 
 @functools.lru_cache(maxsize=256)
@@ -159,8 +161,8 @@ def linear(x: Value, weight: Value, bias: Value | None = None) -> Value:
         return [d @ weight.array, d_weight, *([] if bias is None else [d.sum(axis=rest)])]
 
     if bias is None:
-        return x.tape.record(y, (x, weight), pull)
-    return x.tape.record(y + bias.array, (x, weight, bias), pull)
+        return x.tape.record((x, weight), pull, y)[0]
+    return x.tape.record((x, weight, bias), pull, y + bias.array)[0]
 
 
 def split(value: Value, count: int) -> list[Value]:
@@ -173,7 +175,7 @@ def join(values: Sequence[Value], axis: int = -1) -> Value:
     """Values one behind the other along an axis."""
     ends = np.cumsum([value.shape[axis] for value in values])[:-1]
     joined = np.concatenate([value.array for value in values], axis)
-    return values[0].tape.record(joined, values, lambda d: np.split(d, ends, axis))
+    return values[0].tape.record(values, lambda d: np.split(d, ends, axis), joined)[0]
 
 
 def stack(values: Sequence[Value], like: Value) -> Value:
@@ -184,8 +186,11 @@ def stack(values: Sequence[Value], like: Value) -> Value:
 
 def swap(value: Value, first: int, second: int) -> Value:
     """Two axes exchanged."""
-    turned = value.array.swapaxes(first, second)
-    return value.tape.record(turned, (value,), lambda d: (d.swapaxes(first, second),))
+
+    def pull(d: Array) -> tuple[Array]:
+        return (d.swapaxes(first, second),)
+
+    return value.tape.record((value,), pull, value.array.swapaxes(first, second))[0]
 
 
 def under(place: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,5 +169,9 @@ def test_what_is_asked_wrongly_is_named():
         derived.gradients(run, x, {"h": np.ones((2, 3))})
     with pytest.raises(ValueError, match=r"upstream\['y'\]: .*got \(3,\)"):
         derived.gradients(run, x, {"y": np.ones(3)})
+    with pytest.raises(ValueError, match=r"values: expected Values of one tape, got 0 tapes"):
+        gate(RESIDUAL, a=1.0, x_prev=2.0)
+    with pytest.raises(ValueError, match="got 2 tapes"):
+        gate(RESIDUAL, a=Value(1.0, Tape()), x_prev=Value(2.0, Tape()))
     with pytest.raises(ValueError, match="values: expected x_prev too"):
         derived.gradients(lambda v: gate(RESIDUAL, a=v["x"]), x, {})
