@@ -21,7 +21,7 @@ help:
 	@echo "make lab        JupyterLab on the chapters"
 	@echo "make bench      benchmarks against peers"
 	@echo "make pdf        the book as one PDF"
-	@echo "make clean      remove what was built (distclean: the environment too)"
+	@echo "make clean      remove what was built (distclean: what was fetched too)"
 
 # The environment is made once, and again when the lock or the package's metadata change.
 $(READY): requirements.lock pyproject.toml
@@ -72,9 +72,9 @@ pdf: book
 	@$(PY) tools/pdf.py
 
 clean:
-	rm -rf _build _vendor *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+	rm -rf _build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
 	  .ruff_cache .jupyter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv _vendor

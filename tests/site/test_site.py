@@ -298,28 +298,6 @@ def test_the_status_page_counts_every_cell(html: Path) -> None:
         assert sum(counts) == len(records.code_cells(path))
 
 
-# ---- what is fetched ------------------------------------------------------------------------
-
-
-def test_an_archive_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
-    archive = tmp_path / "katex.tgz"
-    archive.write_bytes(b"something else")
-    with pytest.raises(vendor.VendorError, match=r"katex@0\.16\.22: expected sha512"):
-        vendor.verify(archive, vendor.PACKAGES[0])
-
-
-def test_assets_are_complete_only_with_every_file_of_these_versions(tmp_path: Path) -> None:
-    for package in vendor.PACKAGES:
-        for name in package.files.values():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
-    assert not vendor.is_complete(tmp_path)
-    (tmp_path / "stamp").write_text(vendor.stamp())
-    assert vendor.is_complete(tmp_path)
-    (tmp_path / "site" / "katex" / "katex.min.css").unlink()
-    assert not vendor.is_complete(tmp_path)
-
-
 # ---- the browser ----------------------------------------------------------------------------
 
 
