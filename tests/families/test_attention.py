@@ -7,14 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib import derived, lab
 from gatelib.equations import attention as equations
 from gatelib.nn import AdditiveAttention, DotAttention
 from gatelib.reference import attention as reference
-from tests.families.witnesses import assert_agree
+from tests.families.witnesses import assert_agree, for_any_shape
 
 SCORES = reference.SCORES
 
@@ -81,12 +80,7 @@ def test_equations_hand_and_torch_agree(score):
     assert_agree(by_torch(score, *case), expected)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    score=st.sampled_from(SCORES),
-    shape=st.tuples(*(st.integers(1, 4) for _ in range(4))),
-    seed=st.integers(0, 99),
-)
+@for_any_shape(15, score=st.sampled_from(SCORES))
 def test_they_agree_for_any_shape(score, shape, seed):
     lengths = np.random.default_rng(seed).integers(1, shape[2] + 1, shape[0])
     case = problem(score, *shape, seed=seed, lengths=lengths)

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib import derived, lab
@@ -15,7 +14,7 @@ from gatelib.equations import gru as equations
 from gatelib.nn import Recurrent
 from gatelib.reference import gru as reference
 from gatelib.spec import Spec, symbol
-from tests.families.witnesses import BAD_SEQUENCES, assert_agree, named
+from tests.families.witnesses import BAD_SEQUENCES, assert_agree, for_any_shape, named
 
 NAMES = sorted(equations.ALL)
 TORCH = {"W": "weight_ih_l0", "U": "weight_hh_l0", "b": "bias_ih_l0", "b_u": "bias_hh_l0"}
@@ -55,15 +54,11 @@ def plain_layer(name, *sizes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_backward_written_by_hand_is_the_one_derived(name):
+def test_the_backward_written_by_hand_is_the_one_derived_and_the_one_of_autograd(name):
     args = problem(name)
-    assert_agree(by_hand(name, *args), by_equations(name, *args))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_backward_written_by_hand_is_the_one_of_autograd(name):
-    args = problem(name, seed=1)
-    assert_agree(by_hand(name, *args), by_torch(plain_layer(name, 4, 6), *args))
+    expected = by_hand(name, *args)
+    assert_agree(by_equations(name, *args), expected)
+    assert_agree(by_torch(plain_layer(name, 4, 6), *args), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,12 +74,7 @@ def test_the_reference_is_torch_gru():
     assert_agree(by_hand("gru", *args), by_torch(peer, *args))
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    name=st.sampled_from(NAMES),
-    shape=st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(1, 4), st.integers(1, 4)),
-    seed=st.integers(0, 99),
-)
+@for_any_shape(25, steps=0, name=st.sampled_from(NAMES))
 def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
     args = problem(name, *shape, seed=seed)
     assert_agree(by_hand(name, *args), by_equations(name, *args))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import sympy as sp
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib import derived, lab
@@ -17,7 +16,7 @@ from gatelib.equations import janet as equations
 from gatelib.nn import Recurrent, init
 from gatelib.reference import janet as reference
 from gatelib.spec import symbol
-from tests.families.witnesses import BAD_SEQUENCES, assert_agree, named
+from tests.families.witnesses import BAD_SEQUENCES, assert_agree, for_any_shape, named
 
 BETAS = [1.0, 0.0, -0.5]
 
@@ -44,12 +43,7 @@ def by_torch(layer, *args):
     return lab.gradients(lab.over_time(layer), *named(*args))
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    beta=st.sampled_from(BETAS),
-    shape=st.tuples(st.integers(1, 4), st.integers(0, 4), st.integers(1, 4), st.integers(1, 4)),
-    seed=st.integers(0, 99),
-)
+@for_any_shape(25, steps=0, beta=st.sampled_from(BETAS))
 def test_hand_and_derivation_agree_for_any_shape(beta, shape, seed):
     args = problem(*shape, seed=seed)
     assert_agree(by_hand(beta, *args), by_equations(beta, *args))

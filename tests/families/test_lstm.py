@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib import derived, lab
@@ -80,12 +79,7 @@ def test_the_reference_is_torch_lstm():
     assert_agree(by_hand("lstm", *args), by_torch(peer, "lstm", *args))
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    name=st.sampled_from(NAMES),
-    shape=st.tuples(*(st.integers(1, 4) for _ in range(4))),
-    seed=st.integers(0, 99),
-)
+@witnesses.for_any_shape(20, name=st.sampled_from(NAMES))
 def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
     args = problem(name, *shape, seed=seed)
     # With one feature, or with two nearly equal ones, a normalised value is ill-conditioned: its

@@ -14,7 +14,7 @@ from gatelib import derived, lab
 from gatelib.equations import rnn as equations
 from gatelib.nn import Jordan, Recurrent, SkipRNN
 from gatelib.reference import rnn as reference
-from tests.families.witnesses import BAD_SEQUENCES, assert_agree, named
+from tests.families.witnesses import BAD_SEQUENCES, assert_agree, for_any_shape, named
 
 SPECS = {name.removesuffix("_rnn"): known.spec for name, known in equations.ALL.items()}
 NAMES = sorted(SPECS)
@@ -76,13 +76,7 @@ JORDAN = {"W": "weight_ih", "U": "weight_sh", "b": "bias_h", "Q": "weight_ho", "
 # --- Elman and its relatives ------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    name=st.sampled_from(NAMES),
-    shape=st.tuples(*(st.integers(1, 4) for _ in range(4))),
-    scale=st.sampled_from([0.0, 1.0, 30.0]),
-    seed=st.integers(0, 99),
-)
+@for_any_shape(25, name=st.sampled_from(NAMES), scale=st.sampled_from([0.0, 1.0, 30.0]))
 def test_hand_and_derivation_agree_for_any_shape_and_size(name, shape, scale, seed):
     args = problem(0, *shape, seed=seed, scale=scale)
     found = derived.gradients(partial(derived.rnn.over_time, SPECS[name]), *named(*args))

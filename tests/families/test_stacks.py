@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
@@ -22,7 +21,7 @@ from gatelib.equations import stacks as equations
 from gatelib.nn import LSTM, Gate, Recurrent, Stack, VariationalDropout, pool
 from gatelib.reference import lstm
 from gatelib.reference import stacks as reference
-from tests.families.witnesses import assert_agree
+from tests.families.witnesses import assert_agree, for_any_shape
 
 KEEP = 0.75
 NAMES = {"weight_ih_l0": "W", "weight_hh_l0": "U", "bias_ih_l0": "b"}
@@ -147,12 +146,7 @@ def test_torch_agrees_with_the_backward_written_by_hand_on_padded_rows(case, kin
     assert_agree(by_torch(kind, p), by_hand(p))
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    case=st.sampled_from(CASES),
-    shape=st.tuples(*(st.integers(1, 4) for _ in range(4))),
-    seed=st.integers(0, 99),
-)
+@for_any_shape(15, case=st.sampled_from(CASES))
 def test_all_witnesses_agree_for_any_shape(case, shape, seed):
     p = problem(*case, *shape, seed=seed)
     assert_agree(by_hand(p), by_equations(p))

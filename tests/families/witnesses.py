@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def assert_agree(found, expected, bound=1e-10):
@@ -17,6 +19,13 @@ def assert_agree(found, expected, bound=1e-10):
 def named(x, weights, state, dy, d_state, name="h"):
     """A case of one state over time, as `gradients` takes it: inputs and upstream gradients."""
     return {"x": x, f"{name}0": state} | weights, {"y": dy, f"final_{name}": d_state}
+
+
+def for_any_shape(examples, steps=1, **more):
+    """A random test of `shape`, four sizes up to 4, `seed`, and `more`; steps come second."""
+    shape = st.tuples(*(st.integers(least, 4) for least in (1, steps, 1, 1)))
+    random = given(shape=shape, seed=st.integers(0, 99), **more)
+    return lambda test: settings(max_examples=examples, deadline=None)(random(test))
 
 
 BAD_SEQUENCES = [
