@@ -3,6 +3,7 @@
 .PHONY: help book test random chapters lab text execute bench pdf clean distclean
 
 PYTHON ?=
+PYTHONS := .venv/bin/python python3.11 python3.12 python3.13 python3 python
 CHAPTER ?=
 FRESH ?=
 TIMED ?=
@@ -26,12 +27,12 @@ help:
 # The environment is made once, and again when the lock or the package's metadata change.
 $(READY): requirements.lock pyproject.toml
 	@set -e; found=; \
-	for python in $(PYTHON) .venv/bin/python python3.11 python3 python; do \
-	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
-	    found="$$python"; break; fi; done; \
+	for python in $(if $(PYTHON),$(PYTHON),$(PYTHONS)); do \
+	  if "$$python" -c 'import sys; sys.exit(not (3, 11, 2) <= sys.version_info[:3] < (3, 14))' \
+	    2>/dev/null; then found="$$python"; break; fi; done; \
 	if [ -z "$$found" ]; then \
-	  echo "Python 3.11 is needed, the version that the locked packages and stored outputs are for."; \
-	  echo "Install it, or name it: make PYTHON=/path/to/python3.11 ..."; exit 1; fi; \
+	  echo "Python 3.11.2 to 3.13 is needed; found none as: $(if $(PYTHON),$(PYTHON),$(PYTHONS))"; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; fi; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi; \
 	echo "Installing the locked packages into .venv (some minutes, once)"; \
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
