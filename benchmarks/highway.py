@@ -39,7 +39,7 @@ def lerped(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     """The tightest eager form of a coupled stack."""
     for w, b in zip(weight, bias, strict=True):
         a_h, a_t = F.linear(x, w, b).chunk(2, -1)
-        x = torch.lerp(x, kernel.ACTIVATIONS[activation](a_h), torch.sigmoid(a_t))
+        x = torch.lerp(x, getattr(torch, activation)(a_h), torch.sigmoid(a_t))
     return x
 
 
@@ -82,11 +82,11 @@ def seconds(runs: dict[str, Callable[[], Tensor]], layer: nn.Module, rounds: int
 def measure(batch: int, features: int, layers: int, activation: str, rounds: int) -> dict:
     """One row."""
     layer, x = Highway(features, layers, activation), torch.randn(batch, features)
-    given = layer.weight, layer.bias, activation
+    given = x, layer.weight, layer.bias
     runs = {
-        "eager": lambda: kernel.plain(x, *given, True),
-        "eager, lerp": lambda: lerped(x, *given),
-        "fused": lambda: kernel.fused(x, *given, True),
+        "eager": lambda: kernel.plain(layer.layer, *given),
+        "eager, lerp": lambda: lerped(*given, activation),
+        "fused": lambda: kernel.fused(layer.layer, *given, True),
     }
     found = seconds(runs, layer, rounds)
     count = batch * features * layers * x.element_size()

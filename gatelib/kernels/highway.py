@@ -1,228 +1,182 @@
-"""A stack of highway layers: the plain loop for autograd, and one operator that saves little.
+"""Layers over depth from the Spec of one: the plain loop, and one operator that saves little.
 
-Imports torch.
+Imports torch, and of gatelib.kernels inplace, layers and operator.
 Must not import any other floor: gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
-The operator `gatelib::highway` saves two values a unit and layer: what the layer received and its
-transform h. Its gates come back from the weights in the backward pass, by half of the forward
+Of a highway layer the operator `gatelib::highway` saves two values a unit: what the layer received
+and its transform h. Gates come back from the weights in the backward pass, by half of the forward
 product (two thirds where the carry gate is its own). Autograd would save four: x, h, t and 1 − t.
-Rows of x are examples: (N, D). Blocks of rows of the weights are transform, transform gate, carry
-gate.
+Rows of x are examples: (N, D).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "fused", "plain"]
+from gatelib.kernels.inplace import COLUMN, FULL, Program
+from gatelib.kernels.layers import Layer, layer_of_text
+from gatelib.kernels.operator import Operator
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda a: a,
-}
-Stack = tuple[Tensor, Tensor, Tensor]
-"""x, weight and bias: see `plain`."""
+__all__ = ["fused", "plain"]
 
-_aten = torch.ops.aten
-FORWARD: dict[str, Callable[..., Any]] = {
-    "relu": lambda a, out: torch.clamp_min(a, 0.0, out=out),
-    "tanh": lambda a, out: torch.tanh(a, out=out),
-    "sigmoid": lambda a, out: torch.sigmoid(a, out=out),
-    "identity": lambda a, out: out.copy_(a),
-}
-BACKWARD: dict[str, Callable[..., Any]] = {
-    "relu": lambda d, h, out: _aten.threshold_backward.grad_input(d, h, 0, grad_input=out),
-    "tanh": lambda d, h, out: _aten.tanh_backward.grad_input(d, h, grad_input=out),
-    "sigmoid": lambda d, h, out: _aten.sigmoid_backward.grad_input(d, h, grad_input=out),
-    "identity": lambda d, h, out: out.copy_(d),
-}
+Columns = dict[str, Iterable[Tensor]]
+"""For each parameter of a step, its tensor at every layer."""
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor, activation: str, coupled: bool) -> Tensor:
+def plain(known: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The layers one by one, differentiated by autograd.
 
     Args:
+        known: the layer, with G preactivations.
         x: (N, D), of the type of the result.
-        weight: (L, G*D, D), G = 2, or 3 where not `coupled`.
+        weight: (L, G*D, D).
         bias: (L, G*D).
-        activation: one of ACTIVATIONS.
-        coupled: whether the carry gate is one minus the transform gate.
 
     Returns:
         What the last layer gives, (N, D).
     """
     for w, b in zip(weight, bias, strict=True):
         packed = F.linear(x.to(w.dtype), w, b).to(x.dtype)
-        a_h, *a = packed.chunk(2 if coupled else 3, -1)
-        h, t = ACTIVATIONS[activation](a_h), torch.sigmoid(a[0])
-        x = t * h + (1 - t if coupled else torch.sigmoid(a[1])) * x
+        named = known.parts(packed) | {"x": x}
+        x = known.in_torch(*(named[v] for v in known.inputs))
     return x
 
 
-def fused(x: Tensor, weight: Tensor, bias: Tensor, activation: str, coupled: bool) -> Tensor:
+def fused(known: Layer, x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> Tensor:
     """The fast path; arguments and result as in `plain`, all float32 or all float64.
 
-    A backward pass with `create_graph=True` runs `plain` again and differentiates that.
+    `save` says whether a backward pass may follow. With `create_graph=True` that runs `plain` again
+    and differentiates it.
     """
-    save = torch.is_grad_enabled() and any(v.requires_grad for v in (x, weight, bias))
-    y: Tensor = _highway(x, weight, bias, activation, coupled, save)[0]
-    return y
+    return OPERATOR(known.text, x, weight, bias, save)[0]
 
 
-def _run_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, activation: str, coupled: bool, save: bool
-) -> list[Tensor]:
-    """[y, x of all layers but the first, h of all layers]; without `save` y alone."""
-    layers, width, size = weight.shape
-    kept = x.new_empty(layers - 1 if save else 1, *x.shape)
-    transforms = x.new_empty(layers if save else 1, *x.shape)
-    packed, y = x.new_empty(x.shape[0], width), x.new_empty(x.shape)
-    a_h, gates, t = packed[:, :size], packed[:, size:], packed[:, size : 2 * size]
-    outs = [*itertools.islice(itertools.cycle(kept.unbind(0)), layers - 1), y]
-    hs = itertools.cycle(transforms.unbind(0))
-    for w, b, h, out in zip(weight.mT.unbind(0), bias.unbind(0), hs, outs, strict=False):
-        torch.addmm(b, x, w, out=packed)
-        FORWARD[activation](a_h, out=h)
-        torch.sigmoid(gates, out=gates)
-        if coupled:
-            torch.lerp(x, h, t, out=out)
-        else:
-            torch.mul(packed[:, 2 * size :], x, out=out).addcmul_(t, h)
-        x = out
-    return [y, kept, transforms] if save else [y]
-
-
-def _run_backward(
-    d_y: Tensor, given: Stack, saved: tuple[Tensor, Tensor], activation: str, coupled: bool
-) -> list[Tensor]:
-    """Gradients of x, weight and bias."""
-    x, weight, bias = given
-    width, size = weight.shape[1:]
-    d = d_y.clone(memory_format=torch.contiguous_format)
-    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
-    d_a, ones = x.new_empty(x.shape[0], width), x.new_ones(x.shape[0])
-    gates, scratch = x.new_empty(x.shape[0], width - size), torch.empty_like(d)
-    d_h, d_gates, d_at, t = d_a[:, :size], d_a[:, size:], d_a.t(), gates[:, :size]
-    results = zip(weight.unbind(0), d_weight.unbind(0), d_bias.unbind(0), strict=True)
-    layers = list(zip(_layers(given, saved), results, strict=True))
-    for (x_k, h, b, w), (back, d_w, d_b) in reversed(layers):
-        torch.sigmoid(torch.addmm(b, x_k, w, out=gates), out=gates)
-        BACKWARD[activation](torch.mul(d, t, out=scratch), h, out=d_h)
-        _gates_back(d, x_k, h, gates, d_gates, scratch, coupled)
-        torch.mm(d_at, x_k, out=d_w)
-        torch.mv(d_at, ones, out=d_b)
-        torch.addmm(d, d_a, back, out=d)
-    return [d, d_weight, d_bias]
-
-
-def _layers(given: Stack, saved: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """For each layer what it received, its transform, and the bias and weight of its gates."""
-    (x, weight, bias), (kept, transforms) = given, saved
-    size = x.shape[1]
-    gates = bias[:, size:].unbind(0), weight[:, size:].mT.unbind(0)
-    return zip((x, *kept.unbind(0)), transforms.unbind(0), *gates, strict=True)
-
-
-def _gates_back(
-    d: Tensor, x: Tensor, h: Tensor, gates: Tensor, d_a: Tensor, scratch: Tensor, coupled: bool
-) -> None:
-    """Adjoints of the gates' preactivations into `d_a`; of the carried x into `d`."""
-    if coupled:
-        torch.sub(h, x, out=scratch).mul_(d)
-        _aten.sigmoid_backward.grad_input(scratch, gates, grad_input=d_a)
-        d.addcmul_(d, gates, value=-1)
-        return
-    (t, c), (d_t, d_c) = gates.chunk(2, -1), d_a.chunk(2, -1)
-    _aten.sigmoid_backward.grad_input(torch.mul(d, h, out=scratch), t, grad_input=d_t)
-    _aten.sigmoid_backward.grad_input(torch.mul(d, x, out=scratch), c, grad_input=d_c)
-    d.mul_(c)
-
-
-# ---- the operators --------------------------------------------------------------------------
-
-
-@torch.library.custom_op("gatelib::highway", mutates_args=())
-def _highway(
-    x: Tensor, weight: Tensor, bias: Tensor, activation: str, coupled: bool, save: bool
-) -> list[Tensor]:
+def _forward(spec: str, x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> list[Tensor]:
+    """[y, x of all layers but the first, saved values of all layers…]; without `save` y alone."""
+    known, found = layer_of_text(spec), _shapes(spec, x, weight, bias, save)
+    y, between, *saved = found if save else [*found, *_kept(known, x, 3)]
+    outs = [*itertools.islice(itertools.cycle(between.unbind(0)), len(weight) - 1), y]
+    received = [x, *outs[:-1]]
+    packed = x.new_empty(x.shape[0], weight.shape[1])
+    parts = known.parts(packed)
+    columns = _repeated(_buffers(known.step, x) | parts)
+    columns |= _repeated({v: parts[f"a_{k}"] for k, v in known.gates.items()})
+    pairs = zip(known.saved.values(), saved, strict=True)
+    columns |= {v: itertools.cycle(values.unbind(0)) for v, values in pairs}
+    columns |= {"x": received, "y": outs}
+    maps = zip(received, weight.mT.unbind(0), bias.unbind(0), strict=True)
+    step, arguments = known.step.compile(), _arguments(known.step, columns)
     with torch.autocast(x.device.type, enabled=False):
-        return _run_forward(x, weight, bias, activation, coupled, save)
+        for (x_k, w, b), own in zip(maps, arguments, strict=False):
+            torch.addmm(b, x_k, w, out=packed)
+            step(*own)
+    return found
 
 
-@_highway.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, activation: str, coupled: bool, save: bool
-) -> list[Tensor]:
-    layers, rows = weight.shape[0], tuple(x.shape)
-    kept = [x.new_empty(layers - 1, *rows), x.new_empty(layers, *rows)] if save else []
-    return [x.new_empty(rows), *kept]
+def _shapes(spec: str, x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(_kept(layer_of_text(spec), x, len(weight)) if save else [])]
 
 
-@torch.library.custom_op("gatelib::highway_backward", mutates_args=())
-def _highway_backward(
-    d_y: Tensor,
+def _kept(known: Layer, x: Tensor, layers: int) -> list[Tensor]:
+    """What all layers but the first receive, and what each saves."""
+    saved = (_empty(x, known.shapes[v], layers) for v in known.saved)
+    return [x.new_empty(layers - 1, *x.shape), *saved]
+
+
+def _backward(
+    d_results: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
+    spec: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    kept: Tensor,
-    transforms: Tensor,
-    activation: str,
-    coupled: bool,
-) -> list[Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        given, saved = (x, weight, bias), (kept, transforms)
-        return _run_backward(d_y, given, saved, activation, coupled)
-
-
-@_highway_backward.register_fake
-def _(
-    d_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    kept: Tensor,
-    transforms: Tensor,
-    activation: str,
-    coupled: bool,
-) -> list[Tensor]:
-    return [v.new_empty(v.shape) for v in (x, weight, bias)]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weight, bias, ctx.activation, ctx.coupled, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, *output[1:])
-
-
-def _backward(ctx: Any, d_outputs: list[Tensor | None]) -> tuple[Any, ...]:
-    """The gradient for each argument of `gatelib::highway`."""
-    x, weight, bias, *saved = ctx.saved_tensors
-    d_y = d_outputs[0]
-    if d_y is None:
-        return (None,) * 6
-    if torch.is_grad_enabled():
-        found = _differentiable_backward(d_y, (x, weight, bias), ctx.activation, ctx.coupled)
-    else:
-        found = _highway_backward(d_y, x, weight, bias, *saved, ctx.activation, ctx.coupled)
-    return (*found, None, None, None)
-
-
-def _differentiable_backward(
-    d_y: Tensor, inputs: Stack, activation: str, coupled: bool
+    save: bool,
 ) -> list[Tensor | None]:
-    """The same gradients as a graph that can be differentiated again: the plain loop's."""
-    y = plain(*inputs, activation, coupled)
-    wanted = [v for v in inputs if v.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, d_y, create_graph=True))
-    return [next(found) if v.requires_grad else None for v in inputs]
+    """Gradients of x, weight and bias."""
+    known, (d_y,), (between, *saved) = layer_of_text(spec), d_results, kept
+    assert d_y is not None
+    size, again = x.shape[1], known.again
+    d_a, found_again = (x.new_empty(len(x), n) for n in (weight.shape[1], size * len(again)))
+    first = d_y.clone(memory_format=torch.contiguous_format)
+    turns = first, torch.empty_like(first)
+    columns = _backward_columns(known, d_a, found_again, turns)
+    columns["x"] = received = [x, *between.unbind(0)][::-1]
+    columns |= {v: values.unbind(0)[::-1] for v, values in zip(known.saved, saved, strict=True)}
+    d_weight, d_bias, ones = torch.empty_like(weight), torch.empty_like(bias), x.new_ones(len(x))
+    rows = slice(again.start * size, again.stop * size)
+    given = (weight, weight[:, rows].mT, bias[:, rows], d_weight, d_bias)
+    maps = zip(received, *(v.unbind(0)[::-1] for v in given), itertools.cycle(turns[::-1]))
+    step, arguments, d_at = known.step_back.compile(), _arguments(known.step_back, columns), d_a.t()
+    with torch.autocast(x.device.type, enabled=False):
+        for (x_k, w, to_gates, b, d_w, d_b, d_x), own in zip(maps, arguments, strict=False):
+            torch.addmm(b, x_k, to_gates, out=found_again)
+            step(*own)
+            torch.mm(d_at, x_k, out=d_w)
+            torch.mv(d_at, ones, out=d_b)
+            if needs[0] or x_k is not x:
+                torch.addmm(d_x, d_a, w, out=d_x)
+    return [turns[len(weight) % 2], d_weight, d_bias]
 
 
-torch.library.register_autograd("gatelib::highway", _backward, setup_context=_setup_context)
+def _backward_columns(
+    known: Layer, d_a: Tensor, found_again: Tensor, turns: tuple[Tensor, Tensor]
+) -> Columns:
+    """Gates' preactivations, found again, adjoints, scratch; the last layer first.
+
+    A gate stands in its preactivation's place. The adjoint that flows from layer to layer has two
+    buffers that take turns: one is read while the other is filled.
+    """
+    fixed = _buffers(known.step_back, turns[0])
+    parts = found_again.chunk(max(1, len(known.again)), -1)
+    for k, part in zip([known.blocks[at] for at in known.again], parts, strict=False):
+        fixed |= {f"a_{k}": part, known.gates.get(k, f"a_{k}"): part}
+    fixed |= {known.adjoints[a]: d for a, d in known.parts(d_a).items()}
+    taking_turns = {known.seed: turns, known.adjoints["x"]: turns[::-1]}
+    return _repeated(fixed) | {v: itertools.cycle(pair) for v, pair in taking_turns.items()}
+
+
+def _arguments(program: Program, columns: Columns) -> Iterator[tuple[Any, ...]]:
+    """The positional arguments of each layer's step."""
+    return zip(*(columns[v] for v in program.arguments), strict=False)
+
+
+def _repeated(buffers: Mapping[str, Tensor]) -> Columns:
+    """The same buffer at every layer."""
+    return {v: itertools.repeat(buffer) for v, buffer in buffers.items()}
+
+
+def _empty(x: Tensor, shape: str, layers: int | None = None) -> Tensor:
+    """A buffer for a value of one layer, or of all."""
+    sizes = {FULL: tuple(x.shape), COLUMN: (x.shape[0], 1)}.get(shape, (1, 1))
+    return x.new_empty(sizes if layers is None else (layers, *sizes))
+
+
+def _buffers(program: Program, x: Tensor) -> dict[str, Tensor]:
+    """The program's scratch, that of full shape in one piece, and its constants."""
+    full = [v for v, shape in program.scratch.items() if shape == FULL]
+    own = dict(zip(full, x.new_empty(len(full), *x.shape).unbind(0), strict=True))
+    own |= {v: _empty(x, shape) for v, shape in program.scratch.items() if shape != FULL}
+    constants = program.constants.items()
+    return own | {v: _empty(x, shape).fill_(number) for v, (number, shape) in constants}
+
+
+OPERATOR = Operator(
+    "highway",
+    forward=_forward,
+    shapes=_shapes,
+    results=lambda *arguments: 1,
+    backward=_backward,
+    kept=lambda outputs, count: outputs[count:],
+    plain=lambda spec, x, weight, bias, save: [plain(layer_of_text(spec), x, weight, bias)],
+    rows={"x": 0},
+    row_axes=lambda spec, x, weight, bias, save: [
+        min(at, 1) for at in range(2 + len(layer_of_text(spec).saved) if save else 1)
+    ],
+)

@@ -40,6 +40,8 @@ OUT_CALLS = {
     "maximum": "torch.maximum({0}, {1}, out={out})",
     "mean": "torch.mean({0}, -1, keepdim=True, out={out})",
     "total": "torch.sum({0}, -1, keepdim=True, out={out})",
+    "lerp": "torch.lerp({0}, {1}, {2}, out={out})",
+    "relu_backward": "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={out})",
 }
 TO_COLUMN = ("mean", "total", "rstd")
 BACKWARDS = {

@@ -1,18 +1,29 @@
 """Forms of expressions that one call of torch computes: factors, slopes, adjoints of a norm.
 
-Imports SymPy and gatelib.functions.
+Imports SymPy, gatelib.algebra, gatelib.functions and gatelib.spec.
 Must not import torch or any floor above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import sympy as sp
 
+from gatelib.algebra import plus
 from gatelib.functions import FUNCTIONS, Expr
+from gatelib.spec import Equation
 
-__all__ = ["backward_of", "factors", "match_norm", "slopes", "terms", "times"]
+__all__ = [
+    "backward_of",
+    "factors",
+    "match_norm",
+    "slopes",
+    "terms",
+    "tightened",
+    "times",
+]
 
 
 def terms(e: Expr) -> list[Expr]:
@@ -42,7 +53,7 @@ def times(over: Sequence[Expr], under: Sequence[Expr]) -> Expr:
 def slopes(over: Sequence[Expr]) -> Iterable[tuple[str, list[Expr], Expr]]:
     """(kind, the factors, y) for each y(1 - y) or 1 - y² among the factors."""
     for factor in over:
-        y = _one_minus(factor)
+        y = one_minus(factor)
         if y is None:
             continue
         if y.is_Symbol and y in over:
@@ -51,7 +62,7 @@ def slopes(over: Sequence[Expr]) -> Iterable[tuple[str, list[Expr], Expr]]:
             yield "tanh", [factor], y.base
 
 
-def _one_minus(e: Expr) -> Expr | None:
+def one_minus(e: Expr) -> Expr | None:
     """y where e is 1 - y."""
     if not (e.is_Add and len(e.args) == 2 and e.args[0] == 1):
         return None
@@ -95,4 +106,45 @@ def match_norm(parts: list[Expr]) -> tuple[Expr, Expr] | None:
                 inner = m.args[0] if isinstance(m, mean) else None
                 if inner is not None and factors(inner)[:2] in ((1, [d, y]), (1, [y, d])):
                     return d, y
+    return None
+
+
+def tightened(
+    equations: Sequence[Equation], values: Mapping[Expr, Expr] | None = None
+) -> tuple[Equation, ...]:
+    """The equations with calls that read memory once where their text would read it thrice.
+
+    `values` are the right-hand sides whose values are known by name.
+    """
+    known = values or {}
+    return tuple((v, _lerp(e) or _relu_back(e, known) or _spared(e) or e) for v, e in equations)
+
+
+def _lerp(e: Expr) -> Expr | None:
+    """torch.lerp(x, h, t) for t*h + (1 - t)*x, in any order."""
+    if not (e.is_Add and len(e.args) == 2 and all(a.is_Mul and len(a.args) == 2 for a in e.args)):
+        return None
+    for one, other in itertools.permutations(e.args):
+        orders = map(itertools.permutations, (one.args, other.args))
+        for (t, h), (rest, x) in itertools.product(*orders):
+            if one_minus(rest) == t:
+                return sp.Function("lerp")(x, h, t)
+    return None
+
+
+def _relu_back(e: Expr, values: Mapping[Expr, Expr]) -> Expr | None:
+    """torch's threshold_backward for d*step(a), where relu(a) has a name."""
+    for factor in e.args if e.is_Mul else ():
+        if factor.func is FUNCTIONS["step"] and FUNCTIONS["relu"](*factor.args) in values:
+            d = times([other for other in e.args if other is not factor], [])
+            return sp.Function("relu_backward")(d, values[FUNCTIONS["relu"](*factor.args)])
+    return None
+
+
+def _spared(e: Expr) -> Expr | None:
+    """d - d*t for d*(1 - t): one call."""
+    for d, rest in itertools.permutations(e.args) if e.is_Mul and len(e.args) == 2 else ():
+        t = one_minus(rest)
+        if t is not None and d.is_Symbol and t.is_Symbol:
+            return plus(d, times([sp.S.NegativeOne, d, t], []))
     return None

@@ -1,5 +1,6 @@
 """Gates over depth as torch layers: Highway, the gate of GTrXL, and RecurrentHighway.
-Imports torch, gatelib.kernels.highway, gatelib.nn.check, gatelib.nn.init and gatelib.nn.recurrent.
+Imports torch, gatelib.equations.highway, gatelib.kernels, gatelib.spec, and of gatelib.nn check,
+init and recurrent.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatelib.equations import highway as equations
 from gatelib.kernels import highway as kernel
+from gatelib.kernels.layers import layer as read_layer
 from gatelib.nn.check import (
     LOW_PRECISION,
     check_dtype,
@@ -21,9 +24,10 @@ from gatelib.nn.check import (
     check_number,
     check_sizes,
 )
-from gatelib.nn.impl import Impl, check_impl, takes_reference
-from gatelib.nn.init import gate_rows
+from gatelib.nn.impl import Impl, check_impl, may_need_gradient, takes_reference, traced
+from gatelib.nn.init import gate_rows, open_
 from gatelib.nn.recurrent import output_type
+from gatelib.spec import Spec
 
 __all__ = ["GTrXLGate", "Highway", "RecurrentHighway"]
 
@@ -41,6 +45,10 @@ class Highway(nn.Module):
     libraries call the carry gate "the gate", or pack it first: see `gate_rows` in
     `gatelib.nn.init` before you load weights from elsewhere.
 
+    A layer of your own takes the place of these equations as a `spec`. Its inputs are `x`, which
+    the layer receives, and preactivations `a_k` = W_k x + b_k, whose blocks of rows are in the
+    order of the Spec; its output is `y`.
+
     Args:
         features: D, of input and output alike.
         layers: L.
@@ -49,10 +57,13 @@ class Highway(nn.Module):
             between -1 and -4, the lower the deeper: at first a layer changes about sigmoid(bias)
             of its input. A carry gate of its own starts at minus this.
         coupled: whether the carry gate is one minus the transform gate.
+        spec: another layer, in the place of `activation` and `coupled`; its gates `t` and `c`,
+            if any, start as above.
         impl: "reference" is the plain loop under autograd, which saves about 4 values a unit and
-            layer. "fused" is one operator that saves 2 and computes the gates again in the
-            backward pass. "auto" is fused, and reference in forward-mode differentiation and
-            inside torch.func's transforms.
+            layer. "fused" is one operator that saves 2, x and the values of the Spec's first
+            preactivation, and computes the gates again in the backward pass. "auto" is fused,
+            and reference where an operator can't go: in forward-mode differentiation and inside
+            torch.func's transforms.
         device: where the parameters live.
         dtype: their floating-point type.
 
@@ -76,6 +87,7 @@ class Highway(nn.Module):
         bias: float = -1.0,
         coupled: bool = True,
         *,
+        spec: Spec | None = None,
         impl: Impl = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -86,12 +98,11 @@ class Highway(nn.Module):
         check_dtype(dtype)
         check_impl(impl)
         check_number(bias, "bias")
-        if activation not in kernel.ACTIVATIONS:
-            known = sorted(kernel.ACTIVATIONS)
-            raise ValueError(f"activation: expected one of {known}, got {activation!r}")
         self.features, self.layers, self.activation = features, layers, activation
         self.initial_bias, self.coupled, self.impl = float(bias), coupled, impl
-        rows = (2 if coupled else 3) * features
+        self.spec = _spec_of(spec, activation, coupled)
+        self.layer = read_layer(self.spec)
+        rows = len(self.layer.blocks) * features
         options = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(layers, rows, features, **options))
         self.bias = nn.Parameter(torch.empty(layers, rows, **options))
@@ -102,13 +113,13 @@ class Highway(nn.Module):
         bound = 1 / math.sqrt(self.features)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
-        gates = self.bias.data[:, self.features :]
-        gates[:, : self.features] = self.initial_bias
-        gates[:, self.features :] = -self.initial_bias
+        for gate, value in (("t", self.initial_bias), ("c", -self.initial_bias)):
+            if gate in self.layer.blocks:
+                open_(self, gate, value)
 
     def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
         """Views of the bias of gate "t", or "c", layer by layer: see `gatelib.nn.init`."""
-        return _gate_biases(self, self.bias, gate)
+        return _gate_biases(self, gate, self.layer.blocks)
 
     def forward(self, input: Tensor) -> Tensor:
         """Pass (..., D) through all layers; the result has the same shape.
@@ -117,37 +128,47 @@ class Highway(nn.Module):
             TypeError: the input is no tensor or of another dtype than the parameters.
             ValueError: its features or device don't fit.
         """
+        node = traced(self, input)
+        if node is not None:
+            return node  # type: ignore[return-value]
         _check_features("input", input, self.features, self.weight)
         dtype, result = _stream_type(self.weight), output_type(input)
         x = input.reshape(-1, self.features).to(dtype)
-        options = self.activation, self.coupled
-        if takes_reference(self.impl, [x, self.weight, self.bias], goes=()):
-            y = kernel.plain(x, self.weight, self.bias, *options)
+        given = x, self.weight, self.bias
+        if takes_reference(self.impl, given):
+            y = kernel.plain(self.layer, *given)
         else:
-            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-            y = kernel.fused(x.contiguous(), weight, bias, *options)
+            wide = x.contiguous(), self.weight.to(dtype), self.bias.to(dtype)
+            y = kernel.fused(self.layer, *wide, may_need_gradient(given))
         return y.reshape(input.shape).to(result)
 
     def values(self, input: Tensor) -> dict[str, Tensor]:
         """What every layer does, layer by layer: to look at, differentiable.
 
         Returns:
-            `x` (what the layer received), `h`, `t`, `c` and `y`, each (L, ..., D).
+            `x` (what the layer received), `h`, `t`, `c` and `y`, each (L, ..., D); for a Spec of
+            your own, `x` and each of its values.
         """
         _check_features("input", input, self.features, self.weight)
-        x, found = input, []
+        x, exposed, found = input, self.spec.exposed, []
         for weight, bias in zip(self.weight, self.bias, strict=True):
-            a_h, *a = F.linear(x, weight, bias).chunk(2 if self.coupled else 3, -1)
-            h, t = kernel.ACTIVATIONS[self.activation](a_h), torch.sigmoid(a[0])
-            c = 1 - t if self.coupled else torch.sigmoid(a[1])
-            found.append({"x": x, "h": h, "t": t, "c": c, "y": t * h + c * x})
-            x = found[-1]["y"]
+            given = self.layer.parts(F.linear(x, weight, bias)) | {"x": x}
+            values = {"x": x} | exposed.evaluate(given, "torch")
+            y = values.pop("y")
+            if "t" in values and "c" not in values:
+                values["c"] = 1 - values["t"]
+            found.append(values | {"y": y})
+            x = y
         return {name: torch.stack([layer[name] for layer in found]) for name in found[0]}
 
     def extra_repr(self) -> str:
         """The arguments."""
-        text = f"{self.features}, layers={self.layers}, activation={self.activation!r}"
-        return f"{text}, bias={self.initial_bias:g}, coupled={self.coupled}, impl={self.impl!r}"
+        kind = f"activation={self.activation!r}", f"coupled={self.coupled}"
+        if self.spec != equations.layer(self.activation, self.coupled):
+            kind = f"spec={self.spec.name}", ""
+        text = [str(self.features), f"layers={self.layers}", kind[0]]
+        text += [f"bias={self.initial_bias:g}", kind[1], f"impl={self.impl!r}"]
+        return ", ".join(filter(None, text))
 
 
 class GTrXLGate(nn.Module):
@@ -285,7 +306,7 @@ class RecurrentHighway(nn.Module):
 
     def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
         """Views of the bias of gate "t", or "c", layer by layer: see `gatelib.nn.init`."""
-        return _gate_biases(self, self.bias, gate)
+        return _gate_biases(self, gate, ("n", "t") if self.coupled else ("n", "t", "c"))
 
     def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, D) from a state (B, H), zeros if None: (B, T, H) and the last state.
@@ -329,11 +350,21 @@ class RecurrentHighway(nn.Module):
 
 
 def _gate_biases(
-    layer: Highway | RecurrentHighway, bias: Tensor, gate: str
+    layer: Highway | RecurrentHighway, gate: str, blocks: tuple[str, ...]
 ) -> list[tuple[Tensor, ...]]:
-    gates = "t" if layer.coupled else "tc"
-    check_gate(gate, gates, layer)
-    return [(gate_rows(rows, gate, f"n{gates}"),) for rows in bias.detach()]
+    check_gate(gate, [k for k in blocks if k not in "hn"], layer)
+    return [(gate_rows(rows, gate, blocks),) for rows in layer.bias.detach()]
+
+
+def _spec_of(spec: object, activation: str, coupled: bool) -> Spec:
+    """The layer's Spec, checked; the paper's where there is none."""
+    if spec is None:
+        return equations.layer(activation, coupled)
+    if not isinstance(spec, Spec):
+        raise TypeError(f"spec: expected a Spec, got {type(spec).__name__}")
+    if (activation, coupled) != ("relu", True):
+        raise ValueError("spec: expected None where activation or coupled is given, got both")
+    return spec
 
 
 def _stream_type(weight: Tensor) -> torch.dtype:

@@ -19,7 +19,15 @@ from torch import Tensor, fx, nn
 from torch._C._functorch import get_interpreter_stack
 from torch.autograd.forward_ad import unpack_dual
 
-__all__ = ["OPERATOR", "Impl", "check_impl", "takes_reference", "traced", "transforms"]
+__all__ = [
+    "OPERATOR",
+    "Impl",
+    "check_impl",
+    "may_need_gradient",
+    "takes_reference",
+    "traced",
+    "transforms",
+]
 
 Impl = Literal["auto", "fused", "reference"]
 
@@ -76,6 +84,14 @@ def _hindrance(tensors: Sequence[Tensor | None], goes: Collection[str]) -> str:
 def transforms() -> list[str]:
     """The transforms of torch.func around this call, from outside in: "vmap", "jvp", "grad"…"""
     return [interpreter.key().name.lower() for interpreter in get_interpreter_stack() or ()]
+
+
+def may_need_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass may follow; inside vmap a tensor doesn't say."""
+    if not torch.is_grad_enabled():
+        return False
+    inside = not torch.compiler.is_compiling() and bool(transforms())
+    return inside or any(t is not None and t.requires_grad for t in tensors)
 
 
 def traced(layer: nn.Module, *arguments: Any) -> fx.Proxy | None:

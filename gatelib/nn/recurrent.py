@@ -29,7 +29,7 @@ from gatelib.nn.check import (
     check_sizes,
 )
 from gatelib.nn.convert import add_biases
-from gatelib.nn.impl import Impl, check_impl, takes_reference, traced, transforms
+from gatelib.nn.impl import Impl, check_impl, may_need_gradient, takes_reference, traced
 from gatelib.spec import Spec
 
 __all__ = ["Recurrent"]
@@ -309,9 +309,8 @@ class Recurrent(nn.Module):
         if takes_reference(self.impl, tensors):
             y, last = kernel.unrolled(self.steps, plain)
         else:
-            save = torch.is_grad_enabled() and _may_need_gradient(tensors)
             wide = self._inputs(x, suffix, initial, mask, widened=True)
-            y, last = kernel.fused(self.steps, wide, save)
+            y, last = kernel.fused(self.steps, wide, may_need_gradient(tensors))
         return y.to(rounded), last
 
     def _inputs(
@@ -369,12 +368,6 @@ class Recurrent(nn.Module):
         }
         parts += [f"{name}={value!r}" for name, (value, usual) in options.items() if value != usual]
         return ", ".join(parts)
-
-
-def _may_need_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass may follow; inside vmap a tensor doesn't say."""
-    inside = not torch.compiler.is_compiling() and bool(transforms())
-    return inside or any(t is not None and t.requires_grad for t in tensors)
 
 
 def output_type(x: Tensor) -> torch.dtype:
