@@ -125,15 +125,12 @@ def module_of(p):
 
 
 def by_torch(p):
-    net = module_of(p)
-    places = {id(value): name for name, value in net.named_parameters()}
-    names = {}
-    for l, (layer, matrix) in enumerate(zip(net.layers, net.matrices(), strict=True)):
-        own = {"W": matrix.weight, "b": matrix.bias, "alpha": getattr(layer, "alpha", None)}
-        names |= {f"{l}.{k}": places[id(v)] for k, v in own.items() if v is not None}
+    net, short = module_of(p), {"weight": "W", "bias": "b", "alpha": "alpha"}
+    places = {name: name.split(".") for name, _ in net.named_parameters()}
+    names = {name: f"{at[1]}.{short[at[-1]]}" for name, at in places.items()}
 
     def run(given):
-        weights = {place: given[name] for name, place in names.items()}
+        weights = {place: given[name] for place, name in names.items()}
         return {"y": lab.called(net, weights, given["x"])}
 
     return lab.gradients(run, *case(p))
