@@ -7,7 +7,6 @@ Must not import the floors below; it shows what it is given.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Number
 from typing import Any
 
 from IPython.display import Markdown
@@ -29,11 +28,11 @@ def table(
         header: the columns' titles, in a row or as one text with " | " between them.
         rows: the cells of each row; text stands as it is, in Markdown.
         align: "l", "c" or "r" for each column; the last holds for all that follow.
-        form: how numbers are written, by Python's format specifications for each column with
-            spaces between them; the last holds for all that follow. `"d .1f"`: 10, 2.5, 0.1.
+        form: how what is no text is written, by Python's format specifications for each column
+            with spaces between them; the last holds for all that follow. `"d .1f"`: 10, 2.5, 0.1.
 
     Raises: ValueError for a row of another length than the header, a cell that holds "|", or a
-        letter that is none of the three.
+        letter that is none of the three; TypeError for a cell that can't be written in that form.
     """
     if not align or set(align) - set(ALIGNED):
         raise ValueError(f"align: expected letters of l, c and r, got {align!r}")
@@ -55,7 +54,7 @@ def _at(given: Sequence[str], column: int) -> str:
 
 
 def _text(cell: Any, form: str) -> str:
-    return format(cell, form) if isinstance(cell, Number) else str(cell)
+    return cell if isinstance(cell, str) else format(cell, form)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.formatters import DisplayFormatter
@@ -25,8 +26,9 @@ def test_the_last_side_and_the_last_form_hold_for_all_columns_that_follow():
     assert found == ["| n | a | b |", "|:-:|--:|--:|", "| 10 | 2.5 | 0.3 |"]
 
 
-def test_text_is_not_formatted_and_numpys_numbers_are():
-    found = lines("a | b | c", [("–", np.float64(0.5), np.int64(1200))], form=".2f .2f ,")
+@pytest.mark.parametrize("half", [0.5, np.float64(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_text_is_not_formatted_and_every_kind_of_number_is(half):
+    found = lines("a | b | c", [("–", half, np.int64(1200))], form=".2f .2f ,")
     assert found[2] == "| – | 0.50 | 1,200 |"
 
 
@@ -54,6 +56,8 @@ def test_what_would_break_a_table_is_named():
         table("a | b", [(1, 2, 3)])
     with pytest.raises(ValueError, match=r"rows: expected cells without '\|'"):
         table("a | b", [("$|x|$", 2)])
+    with pytest.raises(TypeError, match="format"):
+        table("a | b", [("none", None)], form=".2f")
     for align in ("lx", ""):
         with pytest.raises(ValueError, match="align: expected letters of l, c and r"):
             table("a | b", [], align=align)
