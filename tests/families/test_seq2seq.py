@@ -137,7 +137,7 @@ def everything(model, source, lengths, target):
     return [(tensor.shape, tensor.dtype) for tensor in found]
 
 
-@pytest.mark.parametrize("layer", [name for name in LAYERS if name != "peephole"])
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_model_on_meta_has_the_shapes_of_the_real_one(layer, design):
     model, (source, lengths) = model_of(layer, design), sentences()
