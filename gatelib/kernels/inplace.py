@@ -13,6 +13,7 @@ normalisation its layer-norm backward.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,9 @@ BACKWARDS = {
     "tanh": "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={out})",
 }
 
+MASKED = "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={2})"
+"""d·step(x), which is 0 where x is not above 0, whatever d is there."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -84,11 +88,28 @@ def shape_of(e: Expr, shapes: Mapping[str, str]) -> str:
         return shapes[str(e)]
     if e.is_Number:
         return SCALAR
-    name = e.func.__name__
-    found = {shape_of(argument, shapes) for argument in e.args} - {SCALAR}
-    if name in TO_COLUMN:
-        return COLUMN if found & {FULL, COLUMN} else SCALAR
-    if found == {COLUMN, VECTOR}:
+    shape = broadcast(shape_of(argument, shapes) for argument in e.args)
+    if e.func.__name__ in TO_COLUMN:
+        return COLUMN if shape in (FULL, COLUMN) else SCALAR
+    return shape
+
+
+def _is_step(e: Expr) -> bool:
+    return isinstance(e, FUNCTIONS["step"])
+
+
+def as_float(number: Expr) -> float:
+    """The number in float64, infinite where it is larger."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if number > 0 else -1)
+
+
+def broadcast(shapes: Iterable[str]) -> str:
+    """The shape of what is computed from values of these shapes."""
+    found = set(shapes)
+    if found >= {COLUMN, VECTOR}:
         return FULL
     return next((shape for shape in (FULL, COLUMN, VECTOR) if shape in found), SCALAR)
 
@@ -99,13 +120,15 @@ def lower(
     shapes: Mapping[str, str],
     results: Mapping[str, str],
     sums: Iterable[str] = (),
+    backward: bool = False,
 ) -> Program:
     """A program that computes `equations` from names whose `shapes` are given.
 
     `results` are the names, with shapes, whose buffers the caller passes; a name in `sums` is
-    added to its buffer instead of replacing it. All others become scratch.
+    added to its buffer instead of replacing it. All others become scratch. In a `backward` program
+    a step is the slope of a kink, and masks what it multiplies, as autograd does.
     """
-    writer = _Writer(dict(equations), dict(shapes), dict(results), set(sums))
+    writer = _Writer(dict(equations), dict(shapes), dict(results), set(sums), backward)
     writer.write()
     inputs = [v for v in shapes if v in writer.read]
     known = {*inputs, *results}
@@ -125,7 +148,9 @@ class _Writer:
         shapes: dict[str, str],
         results: dict[str, str],
         sums: set[str],
+        backward: bool,
     ) -> None:
+        self.backward = backward
         self.equations, self.results, self.sums = equations, results, sums
         self.shapes = shapes | results
         self.lines: list[str] = []
@@ -166,14 +191,15 @@ class _Writer:
         return name
 
     def _buffer(self, e: Expr, out: str | None) -> str:
-        if out is not None:
-            return out
+        return self._scratch(shape_of(e, self.shapes)) if out is None else out
+
+    def _scratch(self, shape: str) -> str:
         name = f"tmp_{sum(v.startswith('tmp_') for v in self.scratch)}_"
-        self.scratch[name] = shape_of(e, self.shapes)
+        self.scratch[name] = shape
         return name
 
     def _constant(self, number: Expr) -> str:
-        value = (float(number), SCALAR)
+        value = (as_float(number), SCALAR)
         name = next((n for n, known in self.constants.items() if known == value), "")
         name = name or f"n_{len(self.constants)}_"
         self.constants[name] = value
@@ -234,21 +260,21 @@ class _Writer:
 
     def _add(self, acc: str, term: Expr, to: str) -> str:
         """acc + term into `to`; a product of two is added by one call."""
-        if term.is_Number:
-            self.lines.append(f"torch.add({acc}, {float(term)}, out={to})")
-            return to
         number, over, under = factors(term)
+        if not (over or under):
+            self.lines.append(f"torch.add({acc}, {as_float(number)}, out={to})")
+            return to
         direct = backward_of(times(over, under))
         if direct is not None and self._is_full(direct):
             over = [times(over, under)]
         over = self._fused(over)
-        if under or len(over) == 1:
+        if under or len(over) == 1 or (self.backward and any(map(_is_step, over))):
             rest = times(over, under)
-            alpha = "" if number == 1 else f", alpha={float(number)}"
+            alpha = "" if number == 1 else f", alpha={as_float(number)}"
             self.lines.append(f"torch.add({acc}, {self._value(rest)}{alpha}, out={to})")
             return to
         left, right = self._value(times(over[:-1], [])), self._value(over[-1])
-        value = "" if number == 1 else f", value={float(number)}"
+        value = "" if number == 1 else f", value={as_float(number)}"
         self.lines.append(f"torch.addcmul({acc}, {left}, {right}{value}, out={to})")
         return to
 
@@ -304,26 +330,29 @@ class _Writer:
     def _chain(
         self, e: Expr, number: Expr, over: list[Expr], under: list[Expr], out: str | None
     ) -> str:
-        """A product from the left, one call a factor."""
+        """A product from the left, one call a factor, each into a buffer of its own shape."""
         over = sorted(over, key=lambda f: shape_of(f, self.shapes) != FULL)
-        to = self._buffer(e, out)
-        acc = self._value(over[0]) if over else self._constant(sp.S.One)
-        for index, factor in enumerate(over[1:], 2):
-            part = to
-            if shape_of(times(over[:index], []), self.shapes) != shape_of(e, self.shapes):
-                part = self._buffer(times(over[:index], []), None)
-            self.lines.append(f"torch.mul({acc}, {self._value(factor)}, out={part})")
+        masks = [f.args[0] for f in over if self.backward and _is_step(f)]
+        over = [f for f in over if not (self.backward and _is_step(f))]
+        first, number = (over[0], number) if over else (number, sp.S.One)
+        calls = [("torch.mul({0}, {1}, out={2})", f) for f in over[1:]]
+        calls += [("torch.div({0}, {1}, out={2})", f) for f in under]
+        calls += [(MASKED, f) for f in masks]
+        if not calls and number == 1:
+            return self._value(first, out)
+        to, acc, shape = self._buffer(e, out), self._value(first), shape_of(first, self.shapes)
+        for call, factor in calls:
+            shape = broadcast((shape, shape_of(factor, self.shapes)))
+            part = to if shape == shape_of(e, self.shapes) else self._scratch(shape)
+            self.lines.append(call.format(acc, self._value(factor), part))
             acc = part
-        for factor in under:
-            self.lines.append(f"torch.div({acc}, {self._value(factor)}, out={to})")
-            acc = to
         if number != 1:
-            self.lines.append(f"torch.mul({acc}, {float(number)}, out={to})")
+            self.lines.append(f"torch.mul({acc}, {as_float(number)}, out={to})")
         return self._keep(e, to, out)
 
     def _power(self, e: Expr, out: str | None) -> str:
         to = self._buffer(e, out)
-        base, exponent = self._value(e.base), float(e.exp) if e.exp.is_Number else None
+        base, exponent = self._value(e.base), as_float(e.exp) if e.exp.is_Number else None
         power = self._value(e.exp) if exponent is None else str(exponent)
         self.lines.append(f"torch.pow({base}, {power}, out={to})")
         return self._keep(e, to, out)

@@ -37,6 +37,8 @@ def factors(e: Expr) -> tuple[Expr, list[Expr], list[Expr]]:
     for factor in e.args if e.is_Mul else (e,):
         if factor.is_Number:
             number *= factor
+        elif factor.is_Pow and factor.base.is_Number and factor.exp.is_Integer:
+            number *= sp.Pow(factor.base, factor.exp)
         elif factor.is_Pow and factor.exp.is_Integer and abs(factor.exp) <= 4:
             (over if factor.exp > 0 else under).extend([factor.base] * abs(int(factor.exp)))
         else:

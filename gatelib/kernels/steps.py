@@ -195,7 +195,7 @@ class Steps:
         sums = [adjoint for v, adjoint in adjoints.items() if v in added]
         results = dict.fromkeys(adjoints.values(), FULL)
         name = f"{stage.name}_step_back"
-        return lower(name, spec.equations, shapes, results, sums), seeds, adjoints
+        return lower(name, spec.equations, shapes, results, sums, True), seeds, adjoints
 
 
 @functools.lru_cache(maxsize=256)

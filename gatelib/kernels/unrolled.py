@@ -97,7 +97,9 @@ def _step(
             known |= _preactivations(stage, from_x, weights, source.to(x.dtype), states["h"].dtype)
         new = run(*(known[str(v)] for v in stage.spec.inputs))
         new = new if isinstance(new, tuple) else (new,)
-        made |= zip(map(str, stage.spec.outputs), new, strict=True)
+        like = states["h"]
+        named = zip(map(str, stage.spec.outputs), new, strict=True)
+        made |= {name: v if isinstance(v, Tensor) else like.new_tensor(v) for name, v in named}
         known |= made
     return made
 
