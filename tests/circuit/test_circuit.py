@@ -22,52 +22,8 @@ from gatelib.equations import ALL
 from gatelib.spec import Spec
 from tests.circuit.sound import SVG, is_sound, meet, upright
 
-LSTM_TEXT = """
-    i = sigmoid(a_i)
-    f = sigmoid(a_f)
-    g = tanh(a_g)
-    o = sigmoid(a_o)
-    c = f*c_prev + i*g
-    m = tanh(c)
-    h = o*m"""
-LSTM = Spec.parse("lstm", "a_i a_f a_g a_o c_prev -> h c", LSTM_TEXT)
-GATES = {
-    "lstm": LSTM,
-    "peephole": Spec.parse(
-        "peephole",
-        "a_i a_f a_g a_o w_i w_f w_o c_prev -> h c",
-        LSTM_TEXT.replace("(a_i)", "(a_i + w_i*c_prev)")
-        .replace("(a_f)", "(a_f + w_f*c_prev)")
-        # the output gate looks at the new state, so its line comes after it
-        .replace("    o = sigmoid(a_o)\n", "")
-        .replace("m = tanh(c)", "o = sigmoid(a_o + w_o*c)\n    m = tanh(c)"),
-    ),
-    "cifg": Spec.parse(
-        "cifg",
-        "a_f a_g a_o c_prev -> h c",
-        """
-    f = sigmoid(a_f)
-    i = 1 - f
-    g = tanh(a_g)
-    o = sigmoid(a_o)
-    c = f*c_prev + i*g
-    m = tanh(c)
-    h = o*m""",
-    ),
-    "layernorm": Spec.parse(
-        "layernorm",
-        "a_i a_f a_g a_o s_c b_c c_prev -> h c",
-        LSTM_TEXT.replace("tanh(c)", "tanh(s_c*normalize(c) + b_c)"),
-    ),
-    "gru": Spec.parse(
-        "gru",
-        "a_r a_z a_n u_n h_prev -> h",
-        """
-    r = sigmoid(a_r)
-    z = sigmoid(a_z)
-    n = tanh(a_n + r*u_n)
-    h = (1 - z)*n + z*h_prev""",
-    ),
+LSTM = ALL["lstm"].spec
+GATES = {name: ALL[name].spec for name in ("lstm", "peephole", "cifg", "layernorm", "gru")} | {
     "gate": Spec.parse("gate", "a x -> y", "g = sigmoid(a)\ny = g*x"),
     "interpolation": Spec.parse(
         "interpolation", "a_g a b -> y", "g = sigmoid(a_g)\ny = (1 - g)*a + g*b"

@@ -43,18 +43,6 @@ from tests.nn.drop_in import (
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 # --- the same as torch ----------------------------------------------------------------------
 
 

@@ -29,18 +29,6 @@ from tests.nn.drop_in import (
 every_shape = pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES.keys())
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def by_hand(x, h, weights):
     """Cho et al. 2014, one row, gate by gate; in the paper's sense z keeps the old state."""
     w, u, *biases = weights

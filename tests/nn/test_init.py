@@ -27,11 +27,6 @@ KEEPS = {LSTM: "f", LSTMCell: "f", GRU: "z", GRUCell: "z"}
 every_gated = pytest.mark.parametrize("kind", ORDERS, ids=lambda kind: kind.__name__)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def make(kind):
     return kind(D, H) if issubclass(kind, nn.RNNCellBase) else kind(D, H, 2, bidirectional=True)
 

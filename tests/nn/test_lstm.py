@@ -11,14 +11,9 @@ import torch
 
 from gatelib.nn import LSTM, LSTMCell
 from gatelib.nn.init import gate_rows
-from tests.nn.drop_in import B, D, H, T, draw, error, every_impl, peer
+from tests.nn.drop_in import B, D, H, T, draw, every_impl
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def test_the_reference_keeps_the_cell_state_in_float32_under_bfloat16():
@@ -42,18 +37,11 @@ def test_the_repr_shows_what_is_not_default():
 # --- derivatives beyond the first -----------------------------------------------------------
 
 
-def test_auto_differentiates_forwards_where_the_kernel_cannot():
-    ours = LSTM(D, H, 2)
+def test_forward_derivatives_are_refused_where_the_kernel_was_asked_for():
+    ours = LSTM(D, H, 2, impl="fused")
     x, _ = draw(ours)
-    tangent = torch.randn_like(x)
-    _, found = torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
-    exact = peer(ours).double()
-    step = 1e-6
-    ahead, behind = (exact(x.double() + s * tangent.double())[0] for s in (step, -step))
-    assert error(found, ((ahead - behind) / (2 * step)).detach()) < 1e-6
-    ours.impl = "fused"
     with pytest.raises(NotImplementedError, match="forward AD"):
-        torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
+        torch.func.jvp(lambda x: ours(x)[0], (x,), (torch.randn_like(x),))
 
 
 # --- errors ---------------------------------------------------------------------------------

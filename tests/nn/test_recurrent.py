@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -59,11 +58,6 @@ SPECS = [
 ]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 every_impl = pytest.mark.parametrize("impl", ["fused", "reference"])
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def layer(spec=equations.PEEPHOLE, *, dtype=torch.float64, **options):
@@ -493,15 +487,6 @@ def test_without_gradients_nothing_is_saved_and_nothing_changes():
 
 
 # ---- torch's machinery ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compiler():
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch._dynamo.reset()
 
 
 @every_impl

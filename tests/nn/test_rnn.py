@@ -11,11 +11,6 @@ from gatelib.nn import RNN, RNNCell
 from tests.nn.drop_in import D, H
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def test_the_nonlinearity_is_torchs_fourth_argument():
     ours, cell = RNN(D, H, 2, "relu"), RNNCell(D, H, True, "relu")
     assert ours.mode == nn.RNN(D, H, 2, "relu").mode
