@@ -16,6 +16,13 @@ def assert_agree(found, expected, bound=1e-10):
         assert error <= bound, f"{key}: {error:.1e}"
 
 
+def close(found, expected, bound=1e-10):
+    """One array is another, relative to the largest value where that is above 1."""
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max(initial=0.0) <= bound * scale
+
+
 def named(x, weights, state, dy, d_state, name="h"):
     """A case of one state over time, as `gradients` takes it: inputs and upstream gradients."""
     return {"x": x, f"{name}0": state} | weights, {"y": dy, f"final_{name}": d_state}
