@@ -48,7 +48,7 @@ def layers(
         y = join(outputs)
         x = gate(RESIDUAL, x=x, f=y)["y"] if residual and k else y
         k += 1
-    return {"y": x} | finals
+    return finals | {"y": x}
 
 
 def _way(
