@@ -1,6 +1,6 @@
 """How the gates of each layer are read: torch's, and every gated layer of gatelib.nn.
 
-Imports torch, gatelib.cell, gatelib.equations, gatelib.lab.replay and gatelib.nn.
+Imports torch, gatelib.cell, gatelib.equations and gatelib.nn.
 Must not import gatelib.reference: an instrument is no witness.
 
 torch's recurrent layers hide their gates. They are computed again from the weights, the input and
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from gatelib.cell import Cell, cell
+from gatelib.cell import Cell
 from gatelib.equations import gru as gru_cells
 from gatelib.equations import highway as highway_cells
 from gatelib.equations import lstm as lstm_cells
-from gatelib.lab.replay import replay
 from gatelib.nn.attention import AdditiveAttention, DotAttention
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
@@ -259,7 +258,8 @@ def _torch_role(module: Any) -> Role:
 
 def _read_recurrent(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """The named values of a Recurrent."""
-    return replay(module, *arguments)
+    found: dict[str, Gates] = module.values(*arguments)
+    return found
 
 
 def _inside(value: Tensor, lengths: Tensor | None, batch_first: bool) -> Tensor:
@@ -358,7 +358,7 @@ def _read_glu(module: nn.GLU, arguments: list[Any], result: Any) -> dict[str, Ga
 
 
 _READERS: list[tuple[tuple[type, ...], Reader]] = [
-    ((Recurrent,), Reader(_read_recurrent, lambda module: _of_cell(cell(module.spec)))),
+    ((Recurrent,), Reader(_read_recurrent, lambda module: _of_cell(module.cell))),
     ((nn.RNNBase,), Reader(_read_layers, _torch_role)),
     ((nn.RNNCellBase,), Reader(_read_cell, _torch_role)),
     ((SkipRNN,), Reader(_read_skip, lambda module: Role(("h",)))),

@@ -1,6 +1,6 @@
 """Attention: additive, and by a product; scores, a softmax over the live positions, a read.
 
-Imports torch and gatelib.nn.check.
+Imports torch, gatelib.nn.check and gatelib.nn.impl.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -21,6 +21,7 @@ from gatelib.nn.check import (
     check_like,
     check_sizes,
 )
+from gatelib.nn.impl import traced
 
 __all__ = ["AdditiveAttention", "DotAttention"]
 
@@ -94,6 +95,9 @@ class Attention(nn.Module):
             TypeError: an argument has the wrong type or dtype.
             ValueError: a shape, a device or a length doesn't fit.
         """
+        node = traced(self, queries, keys, lengths, values)
+        if node is not None:
+            return node  # type: ignore[return-value]
         self._check(queries, keys, values)
         return self.attend(queries, keys, lengths, keys if values is None else values)
 
@@ -111,8 +115,9 @@ class Attention(nn.Module):
         weight = next(self.parameters(), keys)
         check_input("keys", keys, (3,), self.key_size, weight)
         check_input("queries", queries, (3,), self.query_size or queries.size(-1), weight)
-        if len(keys) != len(queries):
-            raise ValueError(f"keys: expected batch {len(queries)} as queries, got {len(keys)}")
+        if keys.size(0) != queries.size(0):
+            batch, found = queries.size(0), keys.size(0)
+            raise ValueError(f"keys: expected batch {batch} as queries, got {found}")
         if keys.size(1) == 0:
             raise ValueError(f"keys: expected at least one position, got {tuple(keys.shape)}")
         if values is not None:

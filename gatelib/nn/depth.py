@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_number, check_sizes
@@ -135,6 +135,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """s(x) + g α f(x); a tuple if `block` returns one."""
+        if isinstance(x, fx.Proxy) and x.tracer.root is self:
+            args, kwargs = (), {}  # fx hands a symbol for each of them; there is nothing behind it
         values = values_of("x", x)
         branch, rest = entries(self.block(given(self.block, x), *args, **kwargs), x)
         skip = values
@@ -318,7 +320,7 @@ class Deep(nn.Module):
         return f"{self.connection}, {self.activation}, gain={self.gain:.4g}, tied={self.tied}"
 
 
-@torch.fx.wrap
+@fx.wrap
 def _gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
     """x times one gate for each row: 1/keep where the noise is below `keep`, else 0."""
     if x.dim() == 0:
@@ -333,7 +335,7 @@ def _gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
     return x * gate.reshape(-1, *[1] * (x.dim() - 1))
 
 
-@torch.fx.wrap
+@fx.wrap
 def _fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
     """The branch, whose shape must be the shortcut's."""
     if branch.shape != skip.shape:
@@ -344,7 +346,7 @@ def _fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
     return branch
 
 
-@torch.fx.wrap
+@fx.wrap
 def _scaled(branch: Tensor, alpha: Tensor, dim: int) -> Tensor:
     """alpha, one number or one a feature, times the branch, whose features stand in `dim`."""
     if alpha.numel() == 1:

@@ -1,5 +1,5 @@
 """Gates as torch modules: `Gate` computes its gate from an input, `FeatureGate` learns it freely.
-Imports torch and gatelib.nn.check.
+Imports torch, gatelib.nn.check and gatelib.nn.impl.
 Must not import the reference or `gatelib.lab`.
 
 Both return the gate; the caller multiplies: `y = gate(x) * x`. Every way to get a gate from a
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatelib.nn.check import check_dtype, check_flags, check_sizes
+from gatelib.nn.impl import traced
 
 __all__ = ["KINDS", "FeatureGate", "Gate", "Kind", "interpolate"]
 
@@ -293,7 +294,10 @@ class Gate(_AnyGate):
         return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The gate (..., H) of x (..., D)."""
+        """The gate (..., H) of x (..., D). `torch.fx` keeps it whole, as one node."""
+        node = traced(self, x, noise)
+        if node is not None:
+            return node  # type: ignore[return-value]
         return self._open(self._preactivation(x), noise)
 
     def expected_l0(self, x: Tensor) -> Tensor:
@@ -348,7 +352,10 @@ class FeatureGate(_AnyGate):
         nn.init.constant_(self.bias, start)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The gate (..., D) of x (..., D); only x's shape matters."""
+        """The gate (..., D) of x (..., D); only x's shape matters. `torch.fx` keeps it whole."""
+        node = traced(self, x, noise)
+        if node is not None:
+            return node  # type: ignore[return-value]
         assert self.bias is not None
         self._check_input(x, self.bias)
         return self._open(self.bias.expand(x.shape), noise)

@@ -20,6 +20,7 @@ from gatelib.nn.check import (
     check_sizes,
 )
 from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
+from gatelib.nn.impl import traced
 
 __all__ = ["RNN", "Jordan", "RNNCell", "SkipRNN"]
 
@@ -200,12 +201,16 @@ class _Loop(nn.Module):
         Returns:
             output: at each step, (B, T, features); final_state: as the initial one.
 
-        The state is float32 where the parameters are of lower precision.
+        The state is float32 where the parameters are of lower precision. `torch.fx` keeps the
+        layer whole, as one node.
 
         Raises:
             TypeError: an argument has the wrong type or dtype.
             ValueError: a shape, a device or a length doesn't fit, or there is no step.
         """
+        node = traced(self, input, initial_state, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
         check_input("input", input, (3,), self.input_size, self.weight_ih)
         x = input.transpose(0, 1) if self.batch_first else input
         parts = self._parts(self._initial(initial_state, x))

@@ -1,6 +1,6 @@
 """Sequence to sequence: encoder, decoder, teacher forcing, and a context without attention.
 
-Imports torch, gatelib.nn.attention, gatelib.nn.check, gatelib.nn.decoding and gatelib.nn.recurrent.
+Imports torch and gatelib.nn: attention, check, decoding, guest, impl and recurrent.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Every module is batch first. The recurrent layer is an argument: torch's `nn.RNN`, `nn.GRU` and
@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from gatelib.nn.attention import Attention, live_positions
 from gatelib.nn.check import check_lengths, check_sizes, known
 from gatelib.nn.decoding import Search, State, each
+from gatelib.nn.guest import given
+from gatelib.nn.impl import traced
 from gatelib.nn.recurrent import Recurrent
 
 __all__ = ["Decoder", "Encoder", "FixedContext", "Seq2Seq"]
@@ -47,10 +49,10 @@ class FixedContext(Attention):
     ) -> tuple[Tensor, Tensor]:
         """As attention, with the weight 1 on the last live position and 0 elsewhere."""
         live_positions(lengths, keys)
-        last = torch.full((len(keys),), keys.size(1)) if lengths is None else lengths
+        last = torch.full((keys.size(0),), keys.size(1)) if lengths is None else lengths
         last = last.to(keys.device).long() - 1
         weights = F.one_hot(last, keys.size(1)).to(keys.dtype).unsqueeze(1)
-        context = values[torch.arange(len(keys), device=keys.device), last].unsqueeze(1)
+        context = values[torch.arange(keys.size(0), device=keys.device), last].unsqueeze(1)
         steps = queries.size(1)
         return context.expand(-1, steps, -1), weights.expand(-1, steps, -1)
 
@@ -110,18 +112,21 @@ class Encoder(nn.Module):
             TypeError: tokens or lengths aren't integers.
             ValueError: a shape, a token or a length is out of range.
         """
+        node = traced(self, source, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
         _check_tokens("source", source, self.embedding.num_embeddings)
         x = self.embedding(source)
         if self.gate is not None:
-            x = self.gate(x) * x
+            x = self.gate(given(self.gate, x)) * x
         if lengths is not None:
-            check_lengths(lengths, source.size(1), len(source), least=1)
+            check_lengths(lengths, source.size(1), source.size(0), least=1)
         output, state = self._read(x, lengths)
         return output, each(state, self._joined)
 
     def _read(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Run the layer over embedded sentences, each to its own end."""
-        if lengths is None or len(x) == 0:
+        if lengths is None or x.size(0) == 0:
             output, state = self.layer(x)
             return output, state
         if isinstance(self.layer, Recurrent):
@@ -212,6 +217,9 @@ class Decoder(nn.Module):
             attention: (B, T, S), or None without attention.
             state: the layer's state after the last step.
         """
+        node = traced(self, previous, state, memory, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
         _check_tokens("previous", previous, self.embedding.num_embeddings)
         embedded = self.embedding(previous)
         context = weights = None
@@ -284,6 +292,9 @@ class Seq2Seq(Search):
             Logits (B, T, vocabulary). A loss leaves out the padding:
             `cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=padding)`.
         """
+        node = traced(self, source, lengths, target)
+        if node is not None:
+            return node  # type: ignore[return-value]
         return self._forced(source, lengths, target)[0]
 
     def align(self, source: Tensor, lengths: Tensor | None, target: Tensor) -> Tensor:

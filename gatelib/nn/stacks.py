@@ -1,5 +1,5 @@
 """Stacks of recurrent layers: variational dropout, shortcuts between layers, pooling over time.
-Imports torch, gatelib.nn.check and gatelib.nn.guest.
+Imports torch, gatelib.nn.check, gatelib.nn.guest and gatelib.nn.impl.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gatelib.nn.check import check_dropout, check_flags, check_lengths
 from gatelib.nn.guest import given, unwrapped
+from gatelib.nn.impl import traced
 
 __all__ = ["Stack", "VariationalDropout", "pool"]
 
@@ -120,6 +121,9 @@ class Stack(nn.Module):
         Returns: the output (B, T, output_size), and one final state for each layer.
         Raises: TypeError or ValueError naming the argument that is wrong.
         """
+        node = traced(self, input, initial_state, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
         _check_sequences("input", input)
         if lengths is not None:
             check_lengths(lengths, input.shape[1], input.shape[0], least=1)
@@ -157,6 +161,8 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
     values sends its gradient to one of them.
     Raises: TypeError or ValueError naming the argument that is wrong.
     """
+    if isinstance(y, fx.Proxy):  # one node of a graph that torch.fx traces
+        return y.tracer.create_proxy("call_function", pool, (y, lengths, kind), {})
     _check_sequences("y", y)
     if kind not in get_args(Pool):
         raise ValueError(f"kind: expected one of {get_args(Pool)}, got {kind!r}")
@@ -179,14 +185,14 @@ def _pooled(y: Tensor, lengths: Tensor, kind: Pool) -> Tensor:
         wide = torch.promote_types(y.dtype, torch.float32)
         total = y.masked_fill(padding, 0).sum(dim=1, dtype=wide)
         return (total / lengths[:, None].to(wide)).to(y.dtype)
-    last = y[torch.arange(len(y), device=y.device), lengths.long() - 1]
+    last = y[torch.arange(y.shape[0], device=y.device), lengths.long() - 1]
     if kind == "last":
         return last
     half = y.shape[2] // 2
     return torch.cat([last[:, :half], y[:, 0, half:]], dim=1)
 
 
-@torch.fx.wrap
+@fx.wrap
 def _gated_features(x: Tensor, noise: Tensor | None, keep: float, time: int) -> Tensor:
     """x times one gate for each row and feature, the same at all steps."""
     shape = tuple(1 if dim == time else size for dim, size in enumerate(x.shape))
@@ -237,7 +243,7 @@ def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
     return int(size), int(output)
 
 
-@torch.fx.wrap
+@fx.wrap
 def _check_sequences(name: str, x: object) -> None:
     if isinstance(x, PackedSequence):
         raise TypeError(f"{name}: expected a padded tensor and `lengths`, got a PackedSequence")
