@@ -42,12 +42,12 @@ OUT_CALLS = {
     "mean": "torch.mean({0}, -1, keepdim=True, out={out})",
     "total": "torch.sum({0}, -1, keepdim=True, out={out})",
     "lerp": "torch.lerp({0}, {1}, {2}, out={out})",
-    "relu_backward": "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={out})",
+    "relu_backward": "threshold_backward_({0}, {1}, 0, grad_input={out})",
 }
 TO_COLUMN = ("mean", "total", "rstd")
 BACKWARDS = {
-    "sigmoid": "torch.ops.aten.sigmoid_backward.grad_input({0}, {1}, grad_input={out})",
-    "tanh": "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={out})",
+    "sigmoid": "sigmoid_backward_({0}, {1}, grad_input={out})",
+    "tanh": "tanh_backward_({0}, {1}, grad_input={out})",
 }
 
 MASKED = "torch.ops.aten.threshold_backward.grad_input({0}, {1}, 0, grad_input={2})"
@@ -77,7 +77,9 @@ def _compile(name: str, source: str) -> Callable[..., None]:
     import torch
     from torch.nn import functional
 
-    known = {"torch": torch, "F": functional}
+    known: dict[str, Any] = {"torch": torch, "F": functional}
+    for call in ("sigmoid_backward", "tanh_backward", "threshold_backward"):
+        known[f"{call}_"] = getattr(torch.ops.aten, call).grad_input  # looked up once, not per step
     function: Callable[..., None] = load(source, f"in place {name}", known)[name]
     return function
 
