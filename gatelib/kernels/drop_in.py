@@ -4,7 +4,9 @@ Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 torch.compile breaks the graph at torch.nn.LSTM, and its tracer can't follow the CPU kernel in
 training. An opaque operator with a declared backward solves both, for any sequence length.
-The kernel's workspace isn't visible from Python, so the backward runs the forward once more.
+The kernel's workspace isn't visible from Python, so the backward runs the forward once more, under
+autograd. `gatelib.kernels.operator` can't declare it: inside its operators autograd is shut off,
+and torch.func's vjp doesn't know this kernel's workspace on a CPU.
 """
 
 from collections.abc import Callable, Sequence
