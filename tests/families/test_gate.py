@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from gatelib.equations import gate as equations
 from gatelib.nn.gate import KINDS, FeatureGate, Gate, interpolate
 from gatelib.reference import gate as reference
+from tests.families.witnesses import close
 
 SAMPLED = tuple(kind for kind, row in KINDS.items() if row.sample)
 OPENABLE = tuple(kind for kind, row in KINDS.items() if row.preimage)
@@ -72,11 +73,6 @@ def run_equations(kind, d, temperature):
         a = a / temperature
     values = {"a": a, "v": d["value"], "t": temperature, "u": d["noise"], "g_y": d["dy"]}
     return forward.evaluate(values) | forward.vjp(keep="").evaluate(values)
-
-
-def close(actual, expected):
-    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10 * scale)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])

@@ -19,7 +19,7 @@ def assert_agree(found, expected, bound=1e-10):
 def close(found, expected, bound=1e-10):
     """One array is another, relative to the largest value where that is above 1."""
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
-    assert found.shape == expected.shape
+    assert np.shape(found) == np.shape(expected)
     assert np.abs(found - expected).max(initial=0.0) <= bound * scale
 
 
