@@ -1,4 +1,4 @@
-"""What the recurrent references check of their arguments, and the mask of a padded batch.
+"""What the references share: checks of arguments, the mask of a padded batch, what a pass keeps.
 
 Imports NumPy alone.
 Must not import SymPy, torch or any other floor.
@@ -6,12 +6,24 @@ Must not import SymPy, torch or any other floor.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+@dataclass
+class OverTime:
+    """What a backward pass over time needs of a cell; `h` has one step more than x."""
+
+    variant: Any
+    weights: dict[str, Array]
+    x: Array
+    live: Array
+    h: list[Array]
 
 
 def check_input(x: Array, axes: str = "(B, T, D)") -> None:

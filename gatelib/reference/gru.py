@@ -1,6 +1,6 @@
 """The GRU and its variants in NumPy: forward over a sequence and a backward written by hand.
 
-Imports NumPy and gatelib.reference's own checks.
+Imports NumPy, gatelib.reference.check and gatelib.reference.gate.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Weights are packed gate by gate in the order of the variant, the candidate last
@@ -17,7 +17,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gatelib.reference.check import check_input, check_weights, initial_state, live_steps
+from gatelib.reference.check import (
+    OverTime,
+    check_input,
+    check_weights,
+    initial_state,
+    live_steps,
+)
 from gatelib.reference.gate import sigmoid
 
 Array = NDArray[Any]
@@ -58,14 +64,9 @@ VARIANTS = {
 
 
 @dataclass
-class Saved:
+class Saved(OverTime):
     """What the backward pass needs from the forward pass; `h` has one step more than `steps`."""
 
-    variant: Variant
-    weights: Weights
-    x: Array
-    live: Array
-    h: list[Array]
     steps: list[dict[str, Array]]
 
 

@@ -1,6 +1,6 @@
 """Highway layers, GTrXL's gate and the recurrent highway net in NumPy, backward by hand.
 
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.check.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Blocks of rows of packed weights are in the order h, t and, where the carry gate is not 1 − t, c;

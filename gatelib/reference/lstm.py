@@ -1,6 +1,6 @@
 """The LSTM and its variants in NumPy: forward over a sequence and a backward written by hand.
 
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.check.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Weights are packed gate by gate in the order of the variant (`VARIANTS[name].gates`; "ifgo" for the
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatelib.reference.check import check_input, check_weights
+from gatelib.reference.check import OverTime, check_input, check_weights
 from gatelib.reference.check import initial_state as _state
 from gatelib.reference.check import live_steps as _live
 
@@ -62,14 +62,9 @@ VARIANTS = {
 
 
 @dataclass
-class Saved:
+class Saved(OverTime):
     """What the backward pass needs from the forward pass; arrays have a leading time axis."""
 
-    variant: Variant
-    weights: Weights
-    x: Array
-    live: Array
-    h: list[Array]
     c: list[Array]
     steps: list[dict[str, Array]]
 

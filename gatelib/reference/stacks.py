@@ -1,5 +1,5 @@
 """Stacks of LSTM layers in NumPy: both directions, masks, shortcuts, pooling; backward by hand.
-Imports NumPy and the reference LSTM.
+Imports NumPy and gatelib.reference: gate and lstm.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Sequences are (B, T, D) with `lengths` (B,) from 1 to T where rows are padded, else None. A layer is

@@ -1,5 +1,5 @@
 """Training in NumPy: losses with gradients by hand, optimisers, penalties and their proximal steps.
-Imports NumPy alone.
+Imports NumPy and gatelib.reference.gate.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 A loss returns its value and its gradient by the logits, both as means over the N examples. An
