@@ -143,37 +143,35 @@ def bars(
     ax = new(height=0.7 + 0.5 * len(values))[1] if ax is None else ax
     for row, (name, given) in enumerate(values.items()):
         runs = np.atleast_1d(_array(name, getattr(given, "values", given), (0, 1)))
-        colour = GATE_COLOURS.get(name, COLOURS[0])
-        if from_zero:
-            ax.barh(row, runs.mean(), color=colour, alpha=0.35, height=0.62)
-        else:
-            ax.plot(runs.mean(), row, "|", color=colour, markersize=16, markeredgewidth=3)
-        ax.plot([runs.min(), runs.max()], [row, row], "-", color=colour, linewidth=2)
-        ax.plot(runs, [row] * len(runs), "o", color=colour, markersize=4)
-        ax.annotate(
-            f"{runs.mean():#.{digits}g}".rstrip("."),
-            (max(runs.max(), 0), row),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        _bar(ax, row, runs, GATE_COLOURS.get(name, COLOURS[0]), from_zero)
+        place = (max(runs.max(), 0), row)
+        text = f"{runs.mean():#.{digits}g}".rstrip(".")
+        ax.annotate(text, place, xytext=(6, 0), textcoords="offset points", va="center")
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.grid(False)
     if chance is not None:
-        ax.axvline(chance, color=GREY, linestyle=":", linewidth=1.5)
-        ax.annotate(
-            "chance",
-            (chance, 1),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
-            color=GREY,
-            fontsize=12,
-        )
+        _mark_chance(ax, chance)
     ax.set_xlabel(xlabel)
     return ax
+
+
+def _bar(ax: Axes, row: int, runs: Array, colour: str, from_zero: bool) -> None:
+    """One row: a bar or a tick at the mean, a line from least to most, a dot for each run."""
+    if from_zero:
+        ax.barh(row, runs.mean(), color=colour, alpha=0.35, height=0.62)
+    else:
+        ax.plot(runs.mean(), row, "|", color=colour, markersize=16, markeredgewidth=3)
+    ax.plot([runs.min(), runs.max()], [row, row], "-", color=colour, linewidth=2)
+    ax.plot(runs, [row] * len(runs), "o", color=colour, markersize=4)
+
+
+def _mark_chance(ax: Axes, chance: float) -> None:
+    """A dotted line at what guessing gives, with its name above it."""
+    ax.axvline(chance, color=GREY, linestyle=":", linewidth=1.5)
+    look: dict[str, Any] = {"ha": "center", "va": "bottom", "color": GREY, "fontsize": 12}
+    ax.annotate("chance", (chance, 1), xycoords=("data", "axes fraction"), **look)
 
 
 def heatmap(

@@ -27,7 +27,6 @@ LONG_FILES: set[str] = {
 }
 LONG_FUNCTIONS: set[str] = {
     "benchmarks/recurrent.py products",
-    "gatelib/lab/figures.py bars",
     "tests/strategies.py in_torch",
 }
 
