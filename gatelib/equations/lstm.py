@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gatelib.cell import named
-from gatelib.spec import Spec
+from gatelib.spec import Spec, symbol
 
 LSTM = Spec.parse(
     "lstm",
@@ -74,16 +74,7 @@ NO_INPUT_ACTIVATION = replace(LSTM.subs(g="a_g"), name="no_input_activation")
 NO_OUTPUT_ACTIVATION = replace(LSTM.subs(m="c"), name="no_output_activation")
 """Greff et al. 2015's ablations NIG, NFG, NOG, NIAF and NOAF. NO_FORGET is the cell of 1997."""
 
-ARTICLE = Spec.parse(
-    "article",
-    "a_i a_f a_o -> h i",
-    """
-    i = sigmoid(a_i)
-    f = sigmoid(a_f)
-    o = sigmoid(a_o)
-    h = o*f
-    """,
-)
+ARTICLE = replace(LSTM, outputs=(symbol("h"), symbol("i"))).replace("article", h="o*f")
 """Article A's formulas to the letter (claim A10): no candidate, no cell, and i goes nowhere."""
 
 ALL = named(
