@@ -1,5 +1,5 @@
 """Weights of GRUs, LSTMs and plain RNNs from one library's or paper's layout to another's.
-Imports torch, gatelib.nn.layouts.
+Imports torch, gatelib.nn.drop_in, gatelib.nn.layouts.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
@@ -8,12 +8,15 @@ become one where the reset gate doesn't stand between them. Whether the reset ga
 after the product with U has no map, and a request for one is refused.
 """
 
+import copy
 import re
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from gatelib.nn.drop_in import DropIn
 from gatelib.nn.layouts import (
     LAYOUTS,
     LSTM_LAYOUTS,
@@ -27,7 +30,17 @@ from gatelib.nn.layouts import (
     written,
 )
 
-__all__ = ["LAYOUTS", "LSTM_LAYOUTS", "RNN_LAYOUTS", "Layout", "add_biases", "gru", "lstm", "rnn"]
+__all__ = [
+    "LAYOUTS",
+    "LSTM_LAYOUTS",
+    "RNN_LAYOUTS",
+    "Layout",
+    "add_biases",
+    "gru",
+    "lstm",
+    "rnn",
+    "to_torch",
+]
 
 
 def gru(weights: Any, source: str, target: str) -> Any:
@@ -149,6 +162,44 @@ def _one_bias(parts: Weights, layout: Layout, target: str) -> Weights:
         )
     summed = {f"b_{k}": parts[f"b_{k}"] + parts[f"v_{k}"] for k in layout.order}
     return parts | summed | {f"v_{k}": torch.zeros_like(parts[f"v_{k}"]) for k in layout.order}
+
+
+# ---- whole models ---------------------------------------------------------------------------
+
+
+def to_torch(model: nn.Module) -> nn.Module:
+    """A copy of a model in which each drop-in is torch's own layer, with the same weights.
+
+    For tools that go by torch's classes: `torch.ao.quantization.quantize_dynamic` passes over an
+    LSTM of this library, and quantizes torch's.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: the model holds a GRU whose reset gate acts before the product, which torch
+            doesn't have.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    held = nn.ModuleDict({"model": copy.deepcopy(model)})
+    twins: dict[nn.Module, nn.Module] = {}
+    for parent in list(held.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, DropIn):
+                twins[child] = twins.get(child) or _twin(child)
+                parent._modules[name] = twins[child]
+    return held["model"]
+
+
+def _twin(layer: Any) -> nn.Module:
+    """torch's layer of the same kind, with the parameters of this one."""
+    if not getattr(layer, "reset_after", True):
+        raise ValueError("model: expected no GRU with reset_after=False, which torch doesn't have")
+    names = ("num_layers", "batch_first", "dropout", "bidirectional", "proj_size", "nonlinearity")
+    options = {name: getattr(layer, name) for name in names if getattr(layer, name, None)}
+    make: Any = getattr(nn, type(layer).__name__)
+    twin = make(layer.input_size, layer.hidden_size, bias=layer.bias, device="meta", **options)
+    twin.load_state_dict(layer.state_dict(keep_vars=True), assign=True)
+    return twin.train(layer.training)  # type: ignore[no-any-return]
 
 
 # ---- checkpoints of torch's layers ------------------------------------------------------------
