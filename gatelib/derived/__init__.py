@@ -1,6 +1,6 @@
 """The equations run over time, depth and heads, with their derived gradients.
 
-Imports NumPy and gatelib.spec, gatelib.cell, gatelib.equations.
+Imports its own modules.
 Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 
     run = partial(derived.rnn.over_time, equations.LSTM)

@@ -1,6 +1,7 @@
 """Recurrent layers on top of each other: two directions, masks between them, shortcuts.
 
-Imports gatelib.cell, gatelib.equations.stacks, gatelib.derived.tape and gatelib.derived.rnn.
+Imports NumPy, gatelib.cell, gatelib.equations.stacks, gatelib.spec, and of gatelib.derived rnn and
+tape.
 Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 """
 

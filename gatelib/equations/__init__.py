@@ -1,5 +1,5 @@
 """The equations: each family of gates as short ordered lists of scalar equations (`Spec`).
-Imports SymPy, through `gatelib.spec` and `gatelib.cell`, once a family is asked for.
+Imports gatelib.cell, and a family once it is asked for.
 Must not import NumPy, torch, or another floor: what is written here is checked by the others.
 
 Each module here is a family, and its `ALL` holds the family's cells by name. `ALL` of this package

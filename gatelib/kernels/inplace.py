@@ -1,7 +1,7 @@
 """Writes a gate's equations as torch calls that fill buffers made beforehand (`out=`).
 
-Imports gatelib.spec, gatelib.functions, gatelib.printers and gatelib.kernels.load; torch when a
-program is compiled.
+Imports SymPy, gatelib.functions, gatelib.printers, gatelib.spec and gatelib.kernels.load; torch
+when a program is compiled.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 `gatelib.printers` writes code to read. This module writes the same equations for a loop over time,

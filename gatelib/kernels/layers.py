@@ -1,6 +1,7 @@
 """What a Spec means as a layer over depth: its step, its step back, and what it saves between.
 
-Imports gatelib.cell, gatelib.functions, gatelib.spec, and of gatelib.kernels inplace and patterns.
+Imports SymPy, gatelib.cell, gatelib.functions, gatelib.spec, and of gatelib.kernels inplace and
+patterns.
 Must not import torch, gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 The first `a_k` is the preactivation of the transform: its values are saved for the backward pass.

@@ -1,6 +1,6 @@
 """What chapters share: training, instruments, figures, and the source shown on the page.
 
-Imports torch, matplotlib and any floor of gatelib.
+Imports its own modules, which may import any floor.
 Must not be imported by any floor: only chapters, tests and benchmarks use it.
 """
 

@@ -1,6 +1,6 @@
 """The passport of a layer: what it costs and how it remembers, counted rather than timed.
 
-Imports torch, gatelib.spec and the other instruments.
+Imports NumPy, SymPy, torch, gatelib.spec and the other instruments.
 Must not import gatelib.nn; it inspects whatever layer it is given.
 
 Costs are counted on the operators that torch runs for one forward and one backward pass, with the

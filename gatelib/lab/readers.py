@@ -1,6 +1,6 @@
 """How the gates of each layer are read: torch's, and every gated layer of gatelib.nn.
 
-Imports torch, gatelib.cell, gatelib.equations and gatelib.nn.
+Imports SymPy, torch, gatelib.cell, gatelib.equations and gatelib.nn.
 Must not import gatelib.reference: an instrument is no witness.
 
 torch's recurrent layers hide their gates. They are computed again from the weights, the input and

@@ -1,6 +1,6 @@
 """Scores that are more than the share of right answers.
 
-Imports gatelib.data.
+Imports NumPy, gatelib.data.
 Must not be imported by any floor.
 """
 

@@ -1,6 +1,6 @@
 """One look for every figure, and the two ways in which a notebook stores it.
 
-Imports matplotlib; in a notebook also IPython.
+Imports matplotlib, cycler; in a notebook also matplotlib_inline.
 Must not import the floors below.
 
 Backgrounds are transparent and every colour keeps a contrast of 3 on white as well as on the dark
