@@ -1,7 +1,7 @@
 """Writes a gate as source code that a person can read: NumPy, torch, JavaScript.
 
-Imports gatelib.spec, gatelib.algebra, gatelib.functions; NumPy or torch once a function compiles.
-Must not import gatelib.reference or gatelib.nn.
+Imports gatelib.functions, constants, algebra, pieces; NumPy or torch once a function compiles.
+Must not import any other floor of gatelib: it knows no Spec.
 
 The names are those of the equations, one line an equation. Triton kernels, which need loads,
 stores and loops around the same lines, are written by gatelib.kernels.triton_source.
@@ -12,16 +12,29 @@ from __future__ import annotations
 import builtins
 import functools
 import linecache
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from gatelib.algebra import split_sign
-from gatelib.functions import Elementwise, Expr
-from gatelib.spec import Spec
+from gatelib.algebra import rebuild
+from gatelib.constants import evaluated
+from gatelib.functions import Expr, OverFeatures
+from gatelib.pieces import ATOM, UNARY, CodePrinter, Forms, Piece, UnprintableError
 
-Forms = Mapping[str, str]
-"""Function name → its form in a language, `{0}` for the first argument."""
+__all__ = ["CodePrinter", "Gate", "UnprintableError", "compile", "filled", "source"]
+
+
+class Gate(Protocol):
+    """What is written: a Spec, of which only this is asked."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def equations(self) -> tuple[tuple[Expr, Expr], ...]: ...
+    @property
+    def inputs(self) -> tuple[Expr, ...]: ...
+    @property
+    def outputs(self) -> tuple[Expr, ...]: ...
+
 
 NUMPY: Forms = {
     "identity": "{0}",
@@ -71,146 +84,49 @@ TORCH: Forms = {
     "normalize": "F.layer_norm({0}, {0}.shape[-1:], eps=1e-5)",
     "rstd": "torch.rsqrt(torch.var({0}, -1, correction=0, keepdim=True) + 1e-5)",
 }
-JAVASCRIPT: Forms = {
-    "identity": "{0}",
-    "step": "({0} > 0 ? 1 : 0)",
-    "sigmoid": "1 / (1 + Math.exp(-{0}))",
-    "tanh": "Math.tanh({0})",
-    "relu": "Math.max({0}, 0)",
-    "exp": "Math.exp({0})",
-    "log": "Math.log({0})",
-    "sqrt": "Math.sqrt({0})",
-    "softplus": "(Math.max({0}, 0) + Math.log1p(Math.exp(-Math.abs({0}))))",
-    "silu": "{0} / (1 + Math.exp(-{0}))",
-    "normal_pdf": "Math.exp(-0.5 * {0} ** 2) / Math.sqrt(2 * Math.PI)",
-    "hardsigmoid": "Math.min(1, Math.max(0, {0} / 6 + 0.5))",
-    "maximum": "Math.max({0}, {1})",
-}
-LANGUAGES: dict[str, Forms] = {"numpy": NUMPY, "torch": TORCH, "javascript": JAVASCRIPT}
-
-STANDS_ALONE = re.compile(r"[\w.]+\(\{0\}(, [^{}]*)?(, \{1\})?\)")
-"""A form whose arguments stand between brackets and commas, so that they need none of their own."""
-
-KEYWORDS = {
-    "javascript": frozenset(
-        "case catch const debugger default delete do enum export extends function instanceof let "
-        "new null super switch this throw true false typeof var void Math".split()
-    )
-}
-"""Names that are free in Python, so in a Spec, and not in the language: `new` becomes `new_`."""
-
-SUM, PRODUCT, UNARY, ATOM = range(4)
-"""How tightly a piece of code binds."""
+LANGUAGES: dict[str, Forms] = {"numpy": NUMPY, "torch": TORCH}
 
 
-class UnprintableError(ValueError):
-    """A language has no form for a function that the gate uses."""
+class TorchPrinter(CodePrinter):
+    """torch's functions take tensors, so those of numbers are numbers."""
+
+    def _call(self, e: Expr) -> Piece:
+        numbers = [argument for argument in e.args if self._is_constant(argument)]
+        if not numbers or isinstance(e, OverFeatures):
+            return super()._call(e)
+        if len(numbers) == len(e.args):
+            value = evaluated(rebuild(e, self.constants))
+            return Piece(repr(value), UNARY if value < 0 else ATOM)
+        other = next(argument for argument in e.args if argument not in numbers)
+        least = evaluated(rebuild(numbers[0], self.constants))
+        return Piece(f"torch.clamp({self(other)}, min={least!r})", ATOM)
 
 
-class CodePrinter:
-    """Expressions as code, with the author's order and no needless brackets."""
-
-    def __init__(self, language: str, forms: Forms) -> None:
-        self.language, self.forms = language, forms
-        self.keywords = KEYWORDS.get(language, frozenset())
-
-    def __call__(self, e: Expr) -> str:
-        return self._print(e)[0]
-
-    def _print(self, e: Expr) -> tuple[str, int]:
-        if e.is_Symbol:
-            return f"{e}_" if str(e) in self.keywords else str(e), ATOM
-        if e.is_Number:
-            return self._number(e)
-        if e.is_Add:
-            return self._sum(e), SUM
-        if e.is_Mul or e.is_Pow:
-            return self._product(e)
-        return self._call(e)
-
-    def _wrapped(self, e: Expr, at_least: int) -> str:
-        text, binds = self._print(e)
-        return text if binds >= at_least else f"({text})"
-
-    def _number(self, number: Expr) -> tuple[str, int]:
-        text = str(number) if number.is_Integer else repr(float(number))
-        return text, UNARY if number < 0 else ATOM
-
-    def _sum(self, e: Expr) -> str:
-        text = ""
-        for term in e.args:
-            negative, size = split_sign(term)
-            join = " - " if negative else " + "
-            text += (join if text else "-" if negative else "") + self._wrapped(size, PRODUCT)
-        return text
-
-    def _product(self, e: Expr) -> tuple[str, int]:
-        negative, size = split_sign(e)
-        over: list[str] = []
-        under: list[str] = []
-        for factor in size.args if size.is_Mul else (size,):
-            base, exponent = (factor.base, factor.exp) if factor.is_Pow else (factor, 1)
-            side = under if exponent < 0 else over
-            side.extend(self._powers(base, abs(exponent), UNARY if side is over else ATOM))
-        text = " * ".join(over) or "1"
-        text += "".join(f" / {divisor}" for divisor in under)
-        if negative:
-            return f"-{text}", UNARY if len(over) + len(under) == 1 else PRODUCT
-        return text, PRODUCT if len(over) + len(under) > 1 else ATOM
-
-    def _powers(self, base: Expr, exponent: Expr, at_least: int) -> list[str]:
-        """Small whole powers as repeated factors, which every language multiplies exactly."""
-        text = self._wrapped(base, at_least)
-        if exponent == int(exponent) and exponent <= 4:
-            return [text] * int(exponent)
-        return [f"{self._wrapped(base, ATOM)}**{self(exponent)}"]
-
-    def _call(self, e: Expr) -> tuple[str, int]:
-        form = self.forms.get(e.func.__name__)
-        if form is None:
-            raise UnprintableError(f"{e.func.__name__} has no form in {self.language}")
-        if self.language == "torch" and any(a.is_Number for a in e.args):
-            return self._of_numbers(e)
-        arguments = [self(argument) for argument in e.args]
-        if not STANDS_ALONE.fullmatch(form):
-            arguments = [a if a.isidentifier() else f"({a})" for a in arguments]
-        return form.format(*arguments), PRODUCT if " / " in form or " * " in form else ATOM
-
-    def _of_numbers(self, e: Expr) -> tuple[str, int]:
-        """A function of a number, which torch's functions of tensors don't take."""
-        if isinstance(e, Elementwise) and all(a.is_Number for a in e.args):
-            return self._number(e.exact().evalf(17))
-        if e.func.__name__ == "maximum":
-            number, other = sorted(e.args, key=lambda a: not a.is_Number)
-            return f"torch.clamp({self(other)}, min={float(number)})", ATOM
-        raise UnprintableError(f"{e.func.__name__} of a number has no form in {self.language}")
-
-
-def body(spec: Spec, printer: CodePrinter, pad: str = "    ", form: str = "{0} = {1}") -> str:
+def body(gate: Gate, printer: CodePrinter, pad: str = "    ", form: str = "{0} = {1}") -> str:
     """The gate's equations, one line each."""
-    return "".join(pad + form.format(printer(v), printer(e)) + "\n" for v, e in spec.equations)
+    return "".join(pad + form.format(*printer.line(v, e)) + "\n" for v, e in gate.equations)
 
 
-def _joined(symbols: object) -> str:
-    return ", ".join(map(str, symbols))  # type: ignore[call-overload]
+def _joined(symbols: Iterable[Expr]) -> str:
+    return ", ".join(map(str, symbols))
 
 
-def source(spec: Spec, language: str) -> str:
-    """The gate as one function; its arguments and results are the Spec's inputs and outputs.
+def source(gate: Gate, language: str) -> str:
+    """The gate as one function; its arguments and results are the gate's inputs and outputs.
 
     `language` is `"numpy"`, `"torch"` or `"javascript"`. Raises ValueError for another, and
     UnprintableError where the language lacks a function.
     """
-    if language not in LANGUAGES:
-        raise ValueError(f"language: expected one of {sorted(LANGUAGES)}, got {language!r}")
-    printer = CodePrinter(language, LANGUAGES[language])
     if language == "javascript":
-        lines = body(spec, printer, "  ", "const {0} = {1};")
-        inputs, outputs = (", ".join(map(printer, side)) for side in (spec.inputs, spec.outputs))
-        head = f"function {spec.name}({inputs}) {{\n"
-        return f"{head}{lines}  return [{outputs}];\n}}\n"
-    head = f"def {spec.name}({_joined(spec.inputs)}):\n"
-    return f"{head}{body(spec, printer)}    return {_joined(spec.outputs)}\n"
+        from gatelib import printers_javascript
+
+        return printers_javascript.source(gate)
+    if language not in LANGUAGES:
+        known = sorted([*LANGUAGES, "javascript"])
+        raise ValueError(f"language: expected one of {known}, got {language!r}")
+    printer = (TorchPrinter if language == "torch" else CodePrinter)(language, LANGUAGES[language])
+    head = f"def {gate.name}({_joined(gate.inputs)}):\n"
+    return f"{head}{body(gate, printer)}    return {_joined(gate.outputs)}\n"
 
 
 def _namespace(language: str) -> dict[str, Any]:
@@ -228,12 +144,31 @@ def _namespace(language: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def compile(spec: Spec, language: str) -> Callable[..., Any]:
-    """The function of `source(spec, language)`; tracebacks and `inspect` show its lines."""
+def compile(gate: Gate, language: str) -> Callable[..., Any]:
+    """The function of `source(gate, language)`; tracebacks and `inspect` show its lines."""
     namespace = _namespace(language)
-    text = source(spec, language)
-    filename = f"<gatelib {language} {spec.name} {abs(hash(text)):x}>"
+    text = source(gate, language)
+    filename = f"<gatelib {language} {gate.name} {abs(hash(text)):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     exec(builtins.compile(text, filename, "exec"), namespace)
-    function: Callable[..., Any] = namespace[spec.name]
+    function: Callable[..., Any] = namespace[gate.name]
     return function
+
+
+def filled(value: Any, given: Sequence[Any], language: str) -> Any:
+    """A plain number in the shape and type that the inputs have together; else the value itself."""
+    if not isinstance(value, int | float):
+        return value
+    if language == "torch":
+        import torch
+
+        tensors = [g for g in given if torch.is_tensor(g)]
+        together: Sequence[Any] = torch.broadcast_tensors(*tensors)  # type: ignore[no-untyped-call]
+        kinds = (t.dtype for t in tensors)
+        dtype = functools.reduce(torch.promote_types, kinds, torch.get_default_dtype())
+        return torch.full_like(together[0], value, dtype=dtype) if tensors else value
+    import numpy as np
+
+    arrays = [np.asarray(g) for g in given]
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    return np.full(shape, value, np.result_type(*arrays, np.float32)) if shape else value

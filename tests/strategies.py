@@ -37,14 +37,14 @@ ADVERSARIAL = (
     "a_f a_f_saved c_saved tmp tmp_0 tmp_1 n_1 n_2 n_minus_1 rstd_c_0 rstd_f rstd_x normalized_c_0 "
     "normalized_x_0 f_next c_next c_end c_ptr f_sum lane row at live out grad grad_out weight "
     "weight_ih bias weight_hh h0 hx x w_f s_f b_f u_f e_1 pi E I N S O Q beta zeta inf nan new "
-    "this let await arguments eval static double float values self spec dtype a_b_c_d"
+    "this let arguments eval static double float values self spec dtype a_b_c_d"
 ).split()
 """Names that look like what the generators make for themselves."""
 
 LEGITIMATE = re.compile(
     "nothing uses it|same for every feature|divides by 0|by zero|logarithm of|not finite|infinite|"
     "not real|complex|too large|too small|too long|out of range|out of float64|is no finite|"
-    "a number of float64|keyword|means something else|only . - "
+    "a number of float64|keyword|means something else"
 )
 """Reasons for which a text of this grammar may be refused: a value cancelled, or is no number."""
 
@@ -149,7 +149,8 @@ def _pdf(x: Any) -> Any:
 
 def _at_a_jump(x: Measured) -> Any:
     """Infinite where rounding could put x on the other side of 0."""
-    return np.where(np.abs(x.value) <= 1e-11 * (x.error + 1e-3), np.inf, 0.0)
+    close = np.abs(x.value) <= 1e-11 * (x.error + 1e-3)
+    return np.where(close | ~np.isfinite(x.value), np.inf, 0.0)
 
 
 def _step(x: Measured) -> Measured:
@@ -190,6 +191,7 @@ def _greater(a: Measured, b: Measured) -> Measured:
 
 
 def _over(x: Measured, reduce: Callable[..., Any]) -> Measured:
+    x = Measured(np.atleast_1d(x.value), np.atleast_1d(x.error))  # a number is as wide as may be
     error = reduce(x.error + np.zeros_like(x.value), axis=-1, keepdims=True)
     own = x.value.shape[-1] * reduce(np.abs(x.value), axis=-1, keepdims=True)
     return Measured(reduce(x.value, axis=-1, keepdims=True), error + own)
@@ -204,7 +206,7 @@ def _total(x: Measured) -> Measured:
 
 
 def _softmax(x: Measured) -> Measured:
-    top = np.max(x.value, axis=-1, keepdims=True)
+    top = np.max(np.atleast_1d(x.value), axis=-1, keepdims=True)
     size = _exp(Measured(x.value - top, x.error + np.abs(x.value) + np.abs(top)))
     return size / _total(size)
 
@@ -441,7 +443,8 @@ def atoms(draw: Any, names: tuple[str, ...], functions: tuple[str, ...], depth: 
 
 
 def _names(kind: str) -> list[str]:
-    return {"plain": NAMES, "adversarial": ADVERSARIAL, "both": NAMES + ADVERSARIAL}[kind]
+    both = list(dict.fromkeys(NAMES + ADVERSARIAL))
+    return {"plain": NAMES, "adversarial": ADVERSARIAL, "both": both}[kind]
 
 
 @st.composite

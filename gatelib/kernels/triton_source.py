@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import sympy as sp
 
 from gatelib.functions import Expr, exact
-from gatelib.printers import ATOM, CodePrinter
+from gatelib.pieces import ATOM, CodePrinter, Piece
 from gatelib.spec import Spec, SpecError
 
 __all__ = ["check", "elementwise", "equations", "function", "prelude", "seeds"]
@@ -130,29 +130,29 @@ class TritonPrinter(CodePrinter):
         value = float(exact(e))
         return f"tl.full([BLOCK_], {value!r}, DTYPE_)"
 
-    def _number(self, number: Expr) -> tuple[str, int]:
+    def _number(self, number: Expr) -> Piece:
         """Triton's whole numbers end at 64 bits, so large ones are written as floats."""
         return super()._number(number if abs(number) < 2**31 else sp.Float(number, 17))
 
-    def _powers(self, base: Expr, exponent: Expr, at_least: int) -> list[str]:
+    def _powers(self, base: Expr, exponent: Expr) -> list[Piece]:
         """Small whole powers as factors, half powers as roots; Triton has no other power."""
         whole, part = int(exponent), exponent - int(exponent)
         if part == 0 and whole > MOST_FACTORS:
             sign = -1.0 if whole % 2 else 1.0
-            return [f"whole_power_({self(base)}, {float(exponent)!r}, {sign})"]
+            return [Piece(f"whole_power_({self(base)}, {float(exponent)!r}, {sign})", ATOM)]
         if part not in (0, sp.Rational(1, 2)) or whole > MOST_FACTORS:
-            return [f"power_({self(base)}, {float(exponent)!r})"]
-        roots = [f"tl.sqrt({self(base)})"] if part else []
-        return [self._wrapped(base, at_least)] * whole + roots
+            return [Piece(f"power_({self(base)}, {float(exponent)!r})", ATOM)]
+        roots = [Piece(f"tl.sqrt({self(base)})", ATOM)] if part else []
+        return [self._print(base)] * whole + roots
 
-    def _call(self, e: Expr) -> tuple[str, int]:
+    def _call(self, e: Expr) -> Piece:
         """A function of blocks; of numbers alone it is a number."""
         if not e.free_symbols:
-            return self._block(e), ATOM
+            return Piece(self._block(e), ATOM)
         if len(e.args) == 1:
             return super()._call(e)
         arguments = [self(a) if a.free_symbols else self._block(a) for a in e.args]
-        return self.forms[e.func.__name__].format(*arguments), ATOM
+        return Piece(self.forms[e.func.__name__].format(*arguments), ATOM)
 
 
 def equations(spec: Spec) -> str:
