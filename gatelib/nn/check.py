@@ -5,31 +5,56 @@ Must not import any other module of gatelib.
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "DtypeError",
+    "KindError",
+    "OptionError",
+    "ShapeError",
+    "autocast_is_on",
     "check_batch_sizes",
     "check_dropout",
     "check_dtype",
+    "check_features",
     "check_flags",
     "check_gate",
     "check_input",
     "check_lengths",
     "check_like",
+    "check_no_more",
     "check_number",
     "check_projection",
     "check_sizes",
+    "check_state",
     "check_states",
     "check_steps",
+    "check_tensor",
     "known",
 ]
 
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 """What sums and softmaxes are not taken in: they are widened to float32."""
+
+
+class ShapeError(ValueError, RuntimeError, IndexError):
+    """A size, a rank or a device that doesn't fit; torch's own layers raise one of the three."""
+
+
+class DtypeError(TypeError, ValueError, RuntimeError):
+    """A number of the wrong type; torch's own layers raise one of the three."""
+
+
+class OptionError(TypeError, ValueError):
+    """An option of the wrong kind, or none of the layer's; torch's layers raise one of the two."""
+
+
+class KindError(TypeError, AttributeError, RuntimeError, IndexError):
+    """Another thing than a tensor, or than a pair of them; torch's layers raise one of the four."""
 
 
 def known(number: Callable[[], Tensor]) -> int | None:
@@ -53,7 +78,7 @@ def check_sizes(**sizes: object) -> None:
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
         if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}")
+            raise ShapeError(f"{name}: expected at least 1, got {size}")
 
 
 def check_flags(**flags: object) -> None:
@@ -89,7 +114,7 @@ def check_gate(gate: object, known: Sequence[str], layer: object) -> None:
 def check_dropout(dropout: object, name: str = "dropout") -> None:
     """It must be a real number in [0, 1]."""
     if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"{name}: expected a probability, got {type(dropout).__name__}")
+        raise OptionError(f"{name}: expected a probability, got {type(dropout).__name__}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {dropout}")
 
@@ -97,7 +122,7 @@ def check_dropout(dropout: object, name: str = "dropout") -> None:
 def check_dtype(dtype: object) -> None:
     """It must be None or a floating-point torch.dtype."""
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
-        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
+        raise DtypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
 
 
 def check_lengths(lengths: object, steps: int, batch: int, least: int = 0) -> None:
@@ -115,6 +140,13 @@ def check_lengths(lengths: object, steps: int, batch: int, least: int = 0) -> No
         raise ValueError(f"lengths: expected {least} to T = {steps}, got {low} to {high}")
 
 
+def check_no_more(options: Mapping[str, object], layer: object) -> None:
+    """No more options may be given; that torch knows `proj_size` of an LSTM alone is said."""
+    for name in options:
+        known = "an LSTM" if name == "proj_size" else f"no such argument of {type(layer).__name__}"
+        raise OptionError(f"{name}: expected {known}, got {type(layer).__name__}({name}=…)")
+
+
 def check_projection(proj_size: object, hidden_size: int) -> None:
     """It must be an integer from 0 to hidden_size - 1."""
     if isinstance(proj_size, bool) or not isinstance(proj_size, int):
@@ -125,33 +157,60 @@ def check_projection(proj_size: object, hidden_size: int) -> None:
         )
 
 
+def check_tensor(name: str, value: object) -> Tensor:
+    """It must be a tensor; here it is."""
+    if not isinstance(value, Tensor):
+        raise KindError(f"{name}: expected a tensor, got {type(value).__name__}")
+    return value
+
+
 def check_like(name: str, tensor: Tensor, like: Tensor, what: str) -> None:
     """Dtype and device must be those of `like`; under autocast the dtype may differ."""
-    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(tensor.device.type):
-        raise TypeError(f"{name}: expected {like.dtype} as the {what}, got {tensor.dtype}")
+    if tensor.dtype != like.dtype and not autocast_is_on(tensor.device.type):
+        raise DtypeError(f"{name}: expected {like.dtype} as the {what}, got {tensor.dtype}")
     if tensor.device != like.device:
-        raise ValueError(
+        raise ShapeError(
             f"{name}: expected device {like.device} as the {what}, got {tensor.device}"
         )
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a kind of device; some, as meta, don't have it."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_input(
     name: str, input: object, ranks: tuple[int, ...], size: int, weight: Tensor
 ) -> None:
     """It must be a tensor of one of `ranks` with `size` features, of the weights' type."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(input).__name__}")
-    if input.dim() not in ranks:
+    value = check_tensor(name, input)
+    if value.dim() not in ranks:
         expected = " or ".join(str(rank) for rank in ranks)
-        raise ValueError(
-            f"{name}: expected {expected} dimensions, got {input.dim()} {tuple(input.shape)}"
+        raise ShapeError(
+            f"{name}: expected {expected} dimensions, got {value.dim()} {tuple(value.shape)}"
         )
-    if input.size(-1) != size:
-        raise ValueError(
-            f"{name}: expected {size} features (input_size), got {input.size(-1)} in the last "
-            f"dimension of {tuple(input.shape)}"
+    if value.size(-1) != size:
+        raise ShapeError(
+            f"{name}: expected {size} features (input_size), got {value.size(-1)} in the last "
+            f"dimension of {tuple(value.shape)}"
         )
-    check_like(name, input, weight, "weights")
+    check_like(name, value, weight, "weights")
+
+
+def check_features(name: str, input: object, size: int, weight: Tensor) -> None:
+    """It must be a tensor (..., size) of the weights' type."""
+    value = check_tensor(name, input)
+    if value.dim() < 1 or value.size(-1) != size:
+        raise ShapeError(f"{name}: expected (..., {size}), got shape {tuple(value.shape)}")
+    check_like(name, value, weight, "weights")
+
+
+def check_state(name: str, state: object, shape: tuple[int, ...], like: Tensor, what: str) -> None:
+    """It must be a tensor of that shape, and of the type of `like`, which is `what`."""
+    value = check_tensor(name, state)
+    if tuple(value.shape) != shape:
+        raise ShapeError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
+    check_like(name, value, like, what)
 
 
 def check_states(
@@ -163,23 +222,22 @@ def check_states(
         hx = (hx,)
     elif not isinstance(hx, tuple | list) or len(hx) != 2:
         found = f"{len(hx)} items" if isinstance(hx, tuple | list) else type(hx).__name__
-        raise TypeError(f"hx: expected a pair (h_0, c_0), got {found}")
+        raise KindError(f"hx: expected a pair (h_0, c_0), got {found}")
     for name, state, shape in zip(names, hx, shapes, strict=True):
-        if not isinstance(state, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(state).__name__}")
-        if tuple(state.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(state.shape)}")
-        check_like(name, state, input, "input")
+        check_state(name, state, shape, input, "input")
     return tuple(hx)
 
 
 def check_batch_sizes(batch_sizes: Tensor, data: Tensor) -> None:
     """A packed batch made by hand may contradict itself, and torch's kernel doesn't look."""
-    if torch.compiler.is_compiling():
+    if batch_sizes.dim() != 1 or batch_sizes.size(0) == 0:
+        shape = tuple(batch_sizes.shape)
+        raise ShapeError(f"input.batch_sizes: expected one size a step at least, got shape {shape}")
+    if known(batch_sizes.sum) is None:
         return
     sizes = batch_sizes.tolist()
     if sum(sizes) != data.size(0) or sizes != sorted(sizes, reverse=True) or min(sizes) < 1:
-        raise ValueError(
+        raise ShapeError(
             "input.batch_sizes: expected positive sizes that never grow and whose sum is "
             f"{data.size(0)}, the rows of input.data, got {sizes}"
         )

@@ -1,5 +1,5 @@
 """What the drop-ins for torch's recurrent layers share: arguments, checks, layouts, and paths.
-Imports gatelib.kernels.drop_in, gatelib.nn.check, gatelib.nn.init and torch.
+Imports gatelib.kernels.drop_in, check, impl and init of gatelib.nn, and torch.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 The parameters are kept by `torch.nn.RNNBase`, so names, order, seeds and cuDNN's packing are
@@ -7,18 +7,20 @@ torch's. No class derives from `torch.nn.LSTM` or its like: torch.compile refuse
 A family (LSTM, GRU, RNN) says only how one step goes and what its gates are called.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast, get_args, overload
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gatelib.kernels.drop_in import CELLS, LAYERS, result_type, torch_layer
 from gatelib.nn.check import (
+    ShapeError,
+    autocast_is_on,
     check_batch_sizes,
     check_dropout,
     check_dtype,
@@ -29,11 +31,14 @@ from gatelib.nn.check import (
     check_sizes,
     check_states,
 )
+from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
 from gatelib.nn.init import gate_rows
 
 __all__ = ["DropIn", "DropInCell", "DropInLayer", "Impl", "States", "Weights"]
 
-Impl = Literal["auto", "fused", "reference"]
+GOES = ("grad", "functionalize", "onnx")
+"""Where torch's kernels can go: see `takes_reference`."""
+
 States = tuple[Tensor, ...]
 Result = tuple[Tensor, States]
 Layer = Callable[[Tensor, States, Sequence[Sequence[Tensor]]], Result]
@@ -82,9 +87,29 @@ class DropIn(nn.Module):
     def _directions(self) -> list[Weights]:
         raise NotImplementedError
 
-    def _set_options(self, **options: object) -> None:
-        for name, value in options.items():
-            setattr(self, name, value)
+    @property
+    def qconfig(self) -> Any:
+        """What torch.ao.quantization plans for the layer; absent until it is asked."""
+        if "qconfig" not in self.__dict__:
+            raise AttributeError("qconfig")
+        return self.__dict__["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, plan: Any) -> None:
+        """torch's tables know torch's own classes alone and pass over others without a word."""
+        kind = type(self).__name__
+        cure = (
+            f"to quantise it, put a torch.nn.{kind} with the same arguments in its place and load "
+            f"this layer's state_dict() into it"
+        )
+        if plan is not None:
+            raise NotImplementedError(f"{kind}: expected no plan of quantisation; {cure}")
+        warnings.warn(f"{kind} stays in floats: {cure}", stacklevel=2)
+        self.__dict__["qconfig"] = plan
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        self.__dict__.pop("qconfig", None)
 
     def gate_biases(self, gate: str) -> list[tuple[Tensor, ...]]:
         """Views of both biases of one gate, for each layer and direction: see `gatelib.nn.init`.
@@ -108,11 +133,8 @@ class DropIn(nn.Module):
         return text
 
     def _wants_reference(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether to loop in plain torch: on request, or where a tensor carries a tangent."""
-        if self.impl != "auto" or torch.compiler.is_compiling():
-            return self.impl == "reference"
-        given = (tensor for tensor in tensors if tensor is not None)
-        return any(unpack_dual(t).tangent is not None for t in given)  # type: ignore[no-untyped-call]
+        """Whether to loop in plain torch, by the one rule of `gatelib.nn.impl`."""
+        return takes_reference(self.impl, tensors, GOES)
 
     def _loop(
         self,
@@ -155,7 +177,7 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
         proj_size: int,
         device: Any,
         dtype: torch.dtype | None,
-        **options: Any,
+        impl: Impl,
     ) -> None:
         names = ("input_size", "hidden_size", "num_layers")
         check_sizes(**dict(zip(names, sizes, strict=True)))
@@ -163,11 +185,11 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
         check_flags(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         check_dropout(dropout)
         check_projection(proj_size, sizes[1])
-        _check_common(dtype, **options)
+        _check_common(dtype, impl)
         super().__init__(
             mode, *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
-        self._set_options(**options)
+        self.impl = impl
 
     def _directions(self) -> list[Weights]:
         return [Weights.of(own, self.bias) for own in self.all_weights]
@@ -200,6 +222,9 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
             TypeError: `input` or `hx` has the wrong type or the wrong dtype.
             ValueError: wrong rank, size, device or lengths, or no time step.
         """
+        node = traced(self, input, hx)
+        if node is not None:
+            return node  # type: ignore[return-value]
         if isinstance(input, PackedSequence):
             packed, states = self._forward_packed(input, hx)
             return packed, cast(State, self._outward(states))
@@ -207,7 +232,7 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
         batched, time = input.dim() == 3, 1 if self.batch_first else 0
         x = input if batched else input.unsqueeze(1 - time)
         if x.size(time) == 0:
-            raise ValueError(f"input: expected at least one time step, got {tuple(input.shape)}")
+            raise ShapeError(f"input: expected at least one time step, got {tuple(input.shape)}")
         y, states = self._run(x, self._initial_states(hx, x, x.size(1 - time), batched))
         if not batched:
             y, states = y.squeeze(1 - time), tuple(state.squeeze(1) for state in states)
@@ -303,7 +328,7 @@ class DropInLayer(DropIn, nn.RNNBase, Generic[State]):
     ) -> Result:
         """One layer as one node of the graph."""
         device, autocast = x.device.type, None
-        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        if autocast_is_on(device) and x.dtype != torch.float64:
             autocast = torch.get_autocast_dtype(device)
         flat = [weight for direction in weights for weight in direction]
         return torch_layer(self._kernel, x, batch_sizes, states, flat, self.bias, autocast)
@@ -314,18 +339,20 @@ class DropInCell(DropIn, nn.RNNCellBase, Generic[State]):
 
     def __init__(
         self,
-        sizes: tuple[int, int],
-        bias: bool,
-        gates: int,
-        device: Any,
-        dtype: torch.dtype | None,
-        **options: Any,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        impl: Impl = "auto",
     ) -> None:
-        check_sizes(**dict(zip(("input_size", "hidden_size"), sizes, strict=True)))
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_flags(bias=bias)
-        _check_common(dtype, **options)
-        super().__init__(*sizes, bias, gates, device, dtype)
-        self._set_options(**options)
+        _check_common(dtype, impl)
+        gates = max(1, len(self._gates))
+        super().__init__(input_size, hidden_size, bias, gates, device, dtype)
+        self.impl = impl
 
     def _directions(self) -> list[Weights]:
         return [Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)]
@@ -344,6 +371,9 @@ class DropInCell(DropIn, nn.RNNCellBase, Generic[State]):
             TypeError: `input` or `hx` has the wrong type or the wrong dtype.
             ValueError: wrong rank, size or device.
         """
+        node = traced(self, input, hx)
+        if node is not None:
+            return node  # type: ignore[return-value]
         check_input("input", input, (1, 2), self.input_size, self.weight_ih)
         shapes = [(*input.shape[:-1], self.hidden_size)] * (1 + self._long)
         zeros = (input.new_zeros(shape) for shape in shapes)
@@ -361,10 +391,9 @@ class DropInCell(DropIn, nn.RNNCellBase, Generic[State]):
         return cast(State, self._outward([state.squeeze(0) for state in found]))
 
 
-def _check_common(dtype: object, impl: object, **_: object) -> None:
+def _check_common(dtype: object, impl: object) -> None:
     check_dtype(dtype)
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl: expected one of {get_args(Impl)}, got {impl!r}")
+    check_impl(impl)
 
 
 def _wide(states: States) -> States:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatelib.nn.check import check_flags
-from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
+from gatelib.nn.check import check_flags, check_no_more
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, States, Weights
+from gatelib.nn.impl import Impl
 
 __all__ = ["GRU", "GRUCell"]
 
@@ -73,12 +74,14 @@ class GRU(_Family, DropInLayer[Tensor]):
             gate: they add to those of `bias_ih`, and one of the two would do.
         impl: "fused" is torch's kernel, which exists for `reset_after=True` alone. "reference"
             is a loop in plain torch, whose every derivative exists and whose state is float32
-            under lower precision. "auto" is fused, and reference without a kernel and in
-            forward-mode differentiation.
+            under lower precision. "auto" is fused, and reference where the kernel can't go, as
+            for `LSTM`, or doesn't exist.
 
-    Derivatives, torch.compile, torch.export and torch.vmap are as for `LSTM`. Where the loop runs,
-    torch.compile unrolls it. `init.open_(layer, "z", bias)` and `init.chrono_` of `gatelib.nn` set
-    how the update gates start; a bias above 0 keeps, where a gate that writes needs one below.
+    Derivatives, torch.compile, torch.export, torch.func and torch.fx are as for `LSTM`. Where the
+    loop runs, torch.compile unrolls it.
+
+    `init.open_(layer, "z", bias)` and `init.chrono_` of `gatelib.nn` set how the update gates
+    start; a bias above 0 keeps, where a gate that writes needs one below.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -101,27 +104,24 @@ class GRU(_Family, DropInLayer[Tensor]):
         *,
         reset_after: bool = True,
         impl: Impl = "auto",
+        **unknown: Any,
     ) -> None:
-        options = _options(reset_after, impl)
+        check_no_more(unknown, self)
+        _check_options(reset_after, impl)
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
-        super().__init__("GRU", sizes, flags, dropout, 0, device, dtype, **options)
+        super().__init__("GRU", sizes, flags, dropout, 0, device, dtype, impl)
+        self.reset_after = reset_after
 
 
 class GRUCell(_Family, DropInCell[Tensor]):
     """A drop-in for `torch.nn.GRUCell`: one step of a GRU.
 
     Args:
-        input_size: features D of the input.
-        hidden_size: features H of the state.
-        bias: whether the preactivations have their two biases.
-        device: where the parameters live.
-        dtype: their floating-point type.
-        reset_after: as for `GRU`.
+        input_size, hidden_size, bias, device, dtype, reset_after: as for `GRU`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `GRU`.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: as for `GRU`.
+        TypeError, ValueError: as for `GRU`.
 
     Source: as for `GRU`.
     """
@@ -137,15 +137,14 @@ class GRUCell(_Family, DropInCell[Tensor]):
         reset_after: bool = True,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(reset_after, impl)
-        super().__init__((input_size, hidden_size), bias, 3, device, dtype, **options)
+        _check_options(reset_after, impl)
+        super().__init__(input_size, hidden_size, bias, device, dtype, impl=impl)
+        self.reset_after = reset_after
 
 
-def _options(reset_after: bool, impl: Impl) -> dict[str, Any]:
-    """A GRU's own options, checked."""
+def _check_options(reset_after: bool, impl: Impl) -> None:
     check_flags(reset_after=reset_after)
     _check_impl(reset_after, impl)
-    return {"reset_after": reset_after, "impl": impl}
 
 
 def _check_impl(reset_after: bool, impl: Impl) -> None:

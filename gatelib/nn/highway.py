@@ -17,12 +17,13 @@ from gatelib.kernels.layers import layer as read_layer
 from gatelib.nn.check import (
     LOW_PRECISION,
     check_dtype,
+    check_features,
     check_flags,
     check_gate,
     check_input,
-    check_like,
     check_number,
     check_sizes,
+    check_state,
 )
 from gatelib.nn.impl import Impl, check_impl, may_need_gradient, takes_reference, traced
 from gatelib.nn.init import gate_rows, open_
@@ -131,7 +132,7 @@ class Highway(nn.Module):
         node = traced(self, input)
         if node is not None:
             return node  # type: ignore[return-value]
-        _check_features("input", input, self.features, self.weight)
+        check_features("input", input, self.features, self.weight)
         dtype, result = _stream_type(self.weight), output_type(input)
         x = input.reshape(-1, self.features).to(dtype)
         given = x, self.weight, self.bias
@@ -149,7 +150,7 @@ class Highway(nn.Module):
             `x` (what the layer received), `h`, `t`, `c` and `y`, each (L, ..., D); for a Spec of
             your own, `x` and each of its values.
         """
-        _check_features("input", input, self.features, self.weight)
+        check_features("input", input, self.features, self.weight)
         x, exposed, found = input, self.spec.exposed, []
         for weight, bias in zip(self.weight, self.bias, strict=True):
             given = self.layer.parts(F.linear(x, weight, bias)) | {"x": x}
@@ -228,8 +229,8 @@ class GTrXLGate(nn.Module):
         The stream comes first. Raises TypeError for a dtype, ValueError for a shape or a device
         that doesn't fit.
         """
-        _check_features("x", x, self.features, self.weight_x)
-        _check_features("y", y, self.features, self.weight_y)
+        check_features("x", x, self.features, self.weight_x)
+        check_features("y", y, self.features, self.weight_y)
         if x.shape != y.shape:
             raise ValueError(f"y: expected x's shape {tuple(x.shape)}, got {tuple(y.shape)}")
         size = 2 * self.features
@@ -336,11 +337,7 @@ class RecurrentHighway(nn.Module):
         shape = (input.shape[0], self.hidden_size)
         if given is None:
             return input.new_zeros(shape)
-        if not isinstance(given, Tensor):
-            raise TypeError(f"initial_state: expected a tensor, got {type(given).__name__}")
-        if tuple(given.shape) != shape:
-            raise ValueError(f"initial_state: expected shape {shape}, got {tuple(given.shape)}")
-        check_like("initial_state", given, self.weight_hh, "weights")
+        check_state("initial_state", given, shape, self.weight_hh, "weights")
         return given
 
     def extra_repr(self) -> str:
@@ -369,12 +366,3 @@ def _spec_of(spec: object, activation: str, coupled: bool) -> Spec:
 
 def _stream_type(weight: Tensor) -> torch.dtype:
     return torch.float32 if weight.dtype in LOW_PRECISION else weight.dtype
-
-
-def _check_features(name: str, value: object, size: int, weight: Tensor) -> None:
-    """It must be a tensor (..., size) of the weights' type."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.dim() < 1 or value.size(-1) != size:
-        raise ValueError(f"{name}: expected (..., {size}), got shape {tuple(value.shape)}")
-    check_like(name, value, weight, "weights")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, States, Weights
+from gatelib.nn.impl import Impl
 
 __all__ = ["LSTM", "LSTMCell"]
 
@@ -56,12 +57,14 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
         dtype: their floating-point type.
         impl: "fused" is torch's kernel. "reference" is a loop in plain torch, whose every
             derivative exists and whose cell state is float32 under lower precision. "auto" is
-            fused, and reference in forward-mode differentiation, which the kernel lacks.
+            fused, and reference in forward-mode differentiation and inside torch.vmap, where the
+            kernel can't go.
 
     Second derivatives work through every impl on CPU. cuDNN has none: take "reference" there.
     Under torch.compile each layer is one node of the graph, for any length; its backward runs
     the forward again, and refuses to be differentiated. torch.export keeps torch's own
-    operator, which fixes the number of time steps. torch.vmap needs "reference".
+    operator, which fixes the number of time steps. torch.fx keeps the layer whole, as one node of a
+    model.
 
     `init.forget_bias_` and `init.chrono_` of `gatelib.nn` set how its forget gates start.
 
@@ -88,35 +91,18 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
         impl: Impl = "auto",
     ) -> None:
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
-        super().__init__("LSTM", sizes, flags, dropout, proj_size, device, dtype, impl=impl)
+        super().__init__("LSTM", sizes, flags, dropout, proj_size, device, dtype, impl)
 
 
 class LSTMCell(_Family, DropInCell[tuple[Tensor, Tensor]]):
     """A drop-in for `torch.nn.LSTMCell`: one step of an LSTM.
 
     Args:
-        input_size: features D of the input.
-        hidden_size: features H of the states.
-        bias: whether the preactivations have their two biases.
-        device: where the parameters live.
-        dtype: their floating-point type.
+        input_size, hidden_size, bias, device, dtype: as for `LSTM`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `LSTM`.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: as for `LSTM`.
+        TypeError, ValueError: as for `LSTM`.
 
     Source: as for `LSTM`.
     """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        impl: Impl = "auto",
-    ) -> None:
-        super().__init__((input_size, hidden_size), bias, 4, device, dtype, impl=impl)

@@ -17,10 +17,11 @@ from gatelib.nn.check import (
     check_input,
     check_lengths,
     check_like,
+    check_no_more,
     check_sizes,
 )
-from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, Impl, States, Weights
-from gatelib.nn.impl import traced
+from gatelib.nn.drop_in import DropIn, DropInCell, DropInLayer, States, Weights
+from gatelib.nn.impl import Impl, traced
 
 __all__ = ["RNN", "Jordan", "RNNCell", "SkipRNN"]
 
@@ -60,11 +61,10 @@ class RNN(_Family, DropInLayer[Tensor]):
         num_layers: layers stacked on each other.
         nonlinearity: "tanh" or "relu".
         bias, batch_first, dropout, bidirectional, device, dtype: as for `LSTM`.
-        impl: "fused" is torch's kernel, "reference" a loop in plain torch; "auto" is fused, and
-            reference in forward-mode differentiation.
+        impl: "fused" is torch's kernel, "reference" a loop in plain torch; "auto" as for `LSTM`.
 
-    Derivatives, torch.compile, torch.export and torch.vmap are as for `LSTM`. `init.recurrent_` of
-    `gatelib.nn` starts W_hh as an orthogonal matrix or as the identity.
+    Derivatives, torch.compile, torch.export, torch.func and torch.fx are as for `LSTM`.
+    `init.recurrent_` of `gatelib.nn` starts W_hh as an orthogonal matrix or as the identity.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -87,11 +87,14 @@ class RNN(_Family, DropInLayer[Tensor]):
         dtype: torch.dtype | None = None,
         *,
         impl: Impl = "auto",
+        **unknown: Any,
     ) -> None:
-        options = _options(nonlinearity, impl)
+        check_no_more(unknown, self)
+        _check_nonlinearity(nonlinearity)
         mode = f"RNN_{nonlinearity}".upper()
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
-        super().__init__(mode, sizes, flags, dropout, 0, device, dtype, **options)
+        super().__init__(mode, sizes, flags, dropout, 0, device, dtype, impl)
+        self.nonlinearity = nonlinearity
 
     def extra_repr(self) -> str:
         """Torch's line, and the options that aren't at their default."""
@@ -103,17 +106,11 @@ class RNNCell(_Family, DropInCell[Tensor]):
     """A drop-in for `torch.nn.RNNCell`: one step of an RNN.
 
     Args:
-        input_size: features D of the input.
-        hidden_size: features H of the state.
-        bias: whether the preactivation has its two biases.
-        nonlinearity: "tanh" or "relu".
-        device: where the parameters live.
-        dtype: their floating-point type.
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as for `RNN`.
         impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `RNN`.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: as for `RNN`.
+        TypeError, ValueError: as for `RNN`.
 
     Source: as for `RNN`.
     """
@@ -129,15 +126,14 @@ class RNNCell(_Family, DropInCell[Tensor]):
         *,
         impl: Impl = "auto",
     ) -> None:
-        options = _options(nonlinearity, impl)
-        super().__init__((input_size, hidden_size), bias, 1, device, dtype, **options)
+        _check_nonlinearity(nonlinearity)
+        super().__init__(input_size, hidden_size, bias, device, dtype, impl=impl)
+        self.nonlinearity = nonlinearity
 
 
-def _options(nonlinearity: str, impl: Impl) -> dict[str, Any]:
-    """An RNN's own options, checked."""
+def _check_nonlinearity(nonlinearity: str) -> None:
     if nonlinearity not in get_args(Nonlinearity):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    return {"nonlinearity": nonlinearity, "impl": impl}
 
 
 class _Loop(nn.Module):
