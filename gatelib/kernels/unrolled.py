@@ -93,7 +93,7 @@ def _step(
     made: dict[str, Tensor] = {}
     for stage, run in zip(steps.parts, steps.in_torch, strict=True):
         if stage.gates:
-            source = made["q"] if stage.source == "q" else states["h"]
+            source = (made["q"] if stage.source == "q" else states["h"]).expand_as(states["h"])
             known |= _preactivations(stage, from_x, weights, source.to(x.dtype), states["h"].dtype)
         new = run(*(known[str(v)] for v in stage.spec.inputs))
         new = new if isinstance(new, tuple) else (new,)

@@ -111,6 +111,15 @@ class Recurrent(nn.Module):
         self._make_parameters(device, dtype)
         self.reset_parameters()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An attribute; torch's quantizer marks by `qconfig` what it means to replace."""
+        if name == "qconfig" and value is not None:
+            raise TypeError(
+                "qconfig: expected None, as a Recurrent has no quantized form; quantize the other "
+                "layers, {nn.Linear}, or train a gatelib.nn.LSTM and see gatelib.nn.convert"
+            )
+        super().__setattr__(name, value)
+
     @property
     def cell(self) -> Cell:
         """The cell: its stages, and what their names mean."""

@@ -7,7 +7,7 @@ Must not import gatelib.kernels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,33 +17,50 @@ from gatelib.cell import cell
 from gatelib.nn import Recurrent
 from tests.strategies import Written, in_torch
 
+PACKED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-def by_text(written: Written, own: dict[str, Tensor], x: Tensor, states: dict[str, Tensor]):
+
+def by_text(
+    stages: Sequence[Written], own: dict[str, Tensor], x: Tensor, states: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """h of every step and the final states, (T, B, H) and {name: (B, H)}, of one direction."""
-    known, ys = cell(written.spec), []
+    known, ys = cell([stage.spec for stage in stages]), []
     for x_t in x:
-        from_x = F.linear(x_t, own["weight_ih"], own.get("bias_ih"))
-        from_h = F.linear(states["h"], own["weight_hh"], own.get("bias_hh"))
         given = {f"{name}_prev": states[name] for name in known.carries}
         given |= {name: own[name] for name in known.vectors}
-        parts = (v.chunk(len(known.gates), -1) for v in (from_x, from_h))
-        for k, a, u in zip(known.gates, *parts, strict=True):
-            given |= {f"a_{k}": a, f"u_{k}": u} if k in known.split else {f"a_{k}": a + u}
-        found = written.run(in_torch(), given)
-        like = states["h"]
-        states = {
-            name: torch.as_tensor(found[name], dtype=like.dtype).expand_as(like) for name in states
-        }
+        source, first, like = states["h"], 0, states["h"]
+        for stage in stages:
+            gates = known.gates_of(stage.spec)
+            rows = slice(first * like.shape[1], (first + len(gates)) * like.shape[1])
+            given |= _preactivations(known, gates, own, rows, x_t, source)
+            found = stage.run(in_torch(), given)
+            made = {v: torch.as_tensor(found[v], dtype=like.dtype) for v in stage.outputs}
+            given |= made
+            source, first = made.get("q", source).expand_as(like), first + len(gates)
+        states = {name: given[name].expand_as(like) for name in states}
         ys.append(states["h"])
     return torch.stack(ys), states
+
+
+def _preactivations(known, gates, own, rows: slice, x: Tensor, source: Tensor) -> dict[str, Tensor]:
+    """`a_k` and `u_k` of one stage."""
+    weights = (own[name][rows] if name in own else None for name in PACKED)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    found: dict[str, Tensor] = {}
+    if gates:
+        both = F.linear(x, weight_ih, bias_ih), F.linear(source, weight_hh, bias_hh)
+        parts = (v.chunk(len(gates), -1) for v in both)
+        for k, a, u in zip(gates, *parts, strict=True):
+            found |= {f"a_{k}": a, f"u_{k}": u} if k in known.split else {f"a_{k}": a + u}
+    return found
 
 
 class ByText(torch.nn.Module):
     """A layer of one direction with the parameters of another, run as the text says."""
 
-    def __init__(self, written: Written, layer: Recurrent) -> None:
+    def __init__(self, stages: Sequence[Written], layer: Recurrent) -> None:
         super().__init__()
-        self.written, self.cell = written, layer.cell
+        self.stages = stages
         for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
 
@@ -51,7 +68,7 @@ class ByText(torch.nn.Module):
         """As the layer's."""
         own = {name.removesuffix("_l0"): p for name, p in self.named_parameters()}
         first = {name: value[0] for name, value in state.items()}
-        y, last = by_text(self.written, own, x.transpose(0, 1), first)
+        y, last = by_text(self.stages, own, x.transpose(0, 1), first)
         return y.transpose(0, 1), {name: value[None] for name, value in last.items()}
 
 
