@@ -19,6 +19,13 @@ from tests.house.sample import LABELS, code, good_notebook, picture
 from tools import notebooks
 from tools.notebooks import code_cells
 
+@rule
+def tables_come_from_the_library(notebook: NotebookNode) -> Iterator[str]:
+    for cell in code_cells(notebook):
+        if re.search(r"\|:?-+:?\|", cell.source):
+            yield f"cell {cell.id} glues a table of Markdown: gatelib.lab.table"
+
+
 # --- the chapters against the rules -----------------------------------------------------------
 
 
@@ -148,6 +155,7 @@ SPOILS: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("figure_names_are_unique", lambda nb: code(0)(nb).metadata.update(mystnb=LABELS)),
     ("cells_are_short", lambda nb: code(0)(nb).update(source="1\n" * 31)),
     ("cells_are_short", lambda nb: [c.update(source="1\n" * 10) for c in code_cells(nb)]),
+    ("tables_come_from_the_library", lambda nb: code(0)(nb).update(source='"|:--|--:|"')),
     ("metadata_is_clean", lambda nb: nb.metadata.update(widgets={})),
     ("metadata_is_clean", lambda nb: nb.metadata["language_info"].update(version="3.11.7")),
     ("metadata_is_clean", lambda nb: code(0)(nb).metadata.update(execution={})),
