@@ -295,3 +295,10 @@ def markup_is_portable(notebook: NotebookNode) -> Iterator[str]:
     for directive in ("tab-set-code", "raw", "eval-rst"):
         if f"{{{directive}}}" in prose(notebook):
             yield f"the directive {directive} is not read by Jupyter Book 2"
+
+
+@rule
+def tables_come_from_the_library(notebook: NotebookNode) -> Iterator[str]:
+    for cell in code_cells(notebook):
+        if re.search(r"\|:?-+:?\|", cell.source):
+            yield f"cell {cell.id} glues a table of Markdown: gatelib.lab.table"
