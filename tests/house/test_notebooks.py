@@ -19,13 +19,6 @@ from tests.house.sample import LABELS, code, good_notebook, picture
 from tools import notebooks
 from tools.notebooks import code_cells
 
-@rule
-def tables_come_from_the_library(notebook: NotebookNode) -> Iterator[str]:
-    for cell in code_cells(notebook):
-        if re.search(r"\|:?-+:?\|", cell.source):
-            yield f"cell {cell.id} glues a table of Markdown: gatelib.lab.table"
-
-
 # --- the chapters against the rules -----------------------------------------------------------
 
 

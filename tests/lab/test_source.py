@@ -74,6 +74,18 @@ def test_the_docstring_goes_and_the_comment_stays():
     )
 
 
+def told(x):
+    y = x.anything  # type: ignore[attr-defined, no-any-return]
+    z = "# type: ignored"  # type: ignore
+    return y, z  # a reader's comment
+
+
+def test_what_is_said_to_a_checker_of_types_goes():
+    body = str(show(told)).splitlines()[1:]
+    assert body[:2] == ["    y = x.anything", '    z = "# type: ignored"']
+    assert body[2] == "    return y, z  # a reader's comment"
+
+
 def test_a_method_is_dedented():
     assert str(show(Box.double)) == "def double(self):\n    return 2 * self.size"
     assert str(show(Box().double)) == str(show(Box.double))
