@@ -24,10 +24,10 @@ LARGEST = 2048
 
 
 def _gate(name: str, values: Any) -> Array:
-    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
     try:
+        values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         raise TypeError(f"{name}: expected numbers, got {values!r:.60}") from None
     array = array[~np.isnan(array)]
     if array.size == 0:
@@ -62,6 +62,8 @@ def saturation(gate: Any, margin: float = 0.05, *, signed: bool | None = None) -
     slope of a sigmoid is below margin·(1 - margin), so hardly any gradient reaches its weights.
     """
     values = _gate("gate", gate)
+    if signed is not None and not isinstance(signed, bool):
+        raise TypeError(f"signed: expected True, False or None, got {type(signed).__name__}")
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
     if not 0 < margin < 0.5:
@@ -93,16 +95,19 @@ def gradient_by_distance(
         TypeError: x holds tokens, or other integers; `loss` isn't callable.
         ValueError: x isn't (B, T, D) with at least one step, or `probes` is below 1.
     """
-    inputs = torch.as_tensor(x).detach().clone()
-    _check_floats("x", inputs)
+    _check_layer(layer)
+    inputs = _floats("x", x).clone()
     if inputs.dim() != 3:
         raise ValueError(f"x: expected (B, T, D), got shape {tuple(inputs.shape)}")
     if inputs.shape[1] == 0:
         raise ValueError(f"x: expected at least one step, got shape {tuple(inputs.shape)}")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function, got {type(loss).__name__}")
-    if probes < 1:
-        raise ValueError(f"probes: expected at least 1, got {probes}")
+    for name, number, least in (("probes", probes, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name}: expected an integer, got {type(number).__name__}")
+        if number < least:
+            raise ValueError(f"{name}: expected at least {least}, got {number}")
     result = layer(inputs.requires_grad_())
     if loss is not None:
         total = [loss(result) * len(inputs)]
@@ -150,9 +155,12 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Arr
         TypeError: x holds tokens, or other integers, which have no derivative.
         ValueError: the Jacobian has more than 2048 rows.
     """
-    inputs = [torch.as_tensor(value).detach() for value in (x, *others)]
-    _check_floats("x", inputs[0])
+    _check_layer(layer)
+    inputs = [_floats("x", x), *(torch.as_tensor(value).detach() for value in others)]
     batch_dim = 0 if getattr(layer, "batch_first", True) else 1
+    if inputs[0].dim() <= batch_dim or inputs[0].shape[batch_dim] == 0:
+        shape = tuple(inputs[0].shape)
+        raise ValueError(f"x: expected examples in dimension {batch_dim}, got shape {shape}")
     one = [value.narrow(batch_dim, 0, 1) for value in inputs]
     with torch.no_grad():
         result = layer(*one)
@@ -194,11 +202,26 @@ def _state_map(
 
 def _axis_that_differs(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """Which axis of a state counts the examples."""
-    return next(
-        axis for axis, sizes in enumerate(zip(one, other, strict=True)) if len({*sizes}) > 1
-    )
+    found = [axis for axis, sizes in enumerate(zip(one, other, strict=True)) if len({*sizes}) > 1]
+    if len(found) != 1:
+        raise ValueError(
+            f"x: expected a batch of examples, each with a state of its own; the state of one is "
+            f"{tuple(one)} and of two {tuple(other)}"
+        )
+    return found[0]
 
 
-def _check_floats(name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"{name}: expected floats, got {x.dtype}, which has no derivative")
+def _floats(name: str, x: Any) -> Tensor:
+    """x as a tensor that has derivatives."""
+    try:
+        found = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}") from None
+    if not found.is_floating_point():
+        raise TypeError(f"{name}: expected floats, got {found.dtype}, which has no derivative")
+    return found
+
+
+def _check_layer(layer: object) -> None:
+    if not callable(layer):
+        raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")

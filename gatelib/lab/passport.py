@@ -337,6 +337,11 @@ def passport(
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+    for argument, text in (("name", name), ("keep", keep)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{argument}: expected a string or None, got {type(text).__name__}")
+    if not isinstance(spectrum, bool):
+        raise TypeError(f"spectrum: expected True or False, got {type(spectrum).__name__}")
     given = _checked_inputs(layer, example)
     own = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in given]
     forward, backward, saved = _counted(layer, own)

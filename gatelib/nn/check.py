@@ -5,7 +5,7 @@ Must not import any other module of gatelib.
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ __all__ = [
     "ShapeError",
     "autocast_is_on",
     "check_batch_sizes",
+    "check_choice",
+    "check_dim",
     "check_dropout",
     "check_dtype",
     "check_features",
@@ -26,6 +28,7 @@ __all__ = [
     "check_lengths",
     "check_like",
     "check_no_more",
+    "check_noise",
     "check_number",
     "check_projection",
     "check_sizes",
@@ -104,6 +107,16 @@ def check_steps(steps: object, name: str) -> None:
         raise ValueError(f"{name}: expected at least 2 steps, got {steps}")
 
 
+def check_noise(noise: object, shape: tuple[int, ...], like: Tensor) -> None:
+    """It must be a tensor of this shape, where `like` is."""
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}")
+    if noise.device != like.device:
+        raise ValueError(f"noise: expected device {like.device}, got {noise.device}")
+
+
 def check_gate(gate: object, known: Sequence[str], layer: object) -> None:
     """It must be one of the `known` gates of the layer."""
     if gate not in tuple(known):
@@ -121,8 +134,24 @@ def check_dropout(dropout: object, name: str = "dropout") -> None:
 
 def check_dtype(dtype: object) -> None:
     """It must be None or a floating-point torch.dtype."""
-    if dtype is not None and not getattr(dtype, "is_floating_point", False):
-        raise DtypeError(f"dtype: expected a floating-point torch.dtype, got {dtype}")
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return
+    found = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+    raise DtypeError(f"dtype: expected a floating-point torch.dtype, got {found}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """It must be one of the `known` names."""
+    names = sorted(known)
+    if not isinstance(value, str) or value not in names:
+        found = repr(value) if isinstance(value, str | int | float) else type(value).__name__
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, names))}; got {found}")
+
+
+def check_dim(dim: object) -> None:
+    """It must be an integer."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected an integer, got {type(dim).__name__}")
 
 
 def check_lengths(lengths: object, steps: int, batch: int, least: int = 0) -> None:

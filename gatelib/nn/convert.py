@@ -1,5 +1,5 @@
 """Weights of GRUs, LSTMs and plain RNNs from one library's or paper's layout to another's.
-Imports torch, gatelib.nn.drop_in, gatelib.nn.layouts.
+Imports torch, gatelib.nn.check, gatelib.nn.drop_in, gatelib.nn.layouts.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatelib.nn.check import check_choice
 from gatelib.nn.drop_in import DropIn
 from gatelib.nn.layouts import (
     LAYOUTS,
@@ -118,8 +119,7 @@ def _turned(own: Arrays, have: Layout, want: Layout, target: str) -> Weights:
 
 
 def _layout(layouts: Mapping[str, Layout], argument: str, name: str) -> Layout:
-    if name not in tuple(layouts):
-        raise ValueError(f"{argument}: expected one of {sorted(layouts)}, got {name!r}")
+    check_choice(argument, name, layouts)
     return layouts[name]
 
 

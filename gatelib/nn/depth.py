@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gatelib.nn.check import check_dropout, check_dtype, check_flags, check_number, check_sizes
+from gatelib.nn.check import (
+    check_choice,
+    check_dim,
+    check_dropout,
+    check_dtype,
+    check_flags,
+    check_like,
+    check_noise,
+    check_number,
+    check_sizes,
+)
 from gatelib.nn.guest import entries, given, is_tensor, rewrapped, values_of
 
 __all__ = ["Deep", "Dense", "Residual", "StochasticDepth"]
@@ -118,6 +128,7 @@ class Residual(nn.Module):
         _check_modules(block, shortcut, activation)
         _check_gate(gate, features, initial)
         check_dropout(drop, "drop")
+        check_dim(dim)
         check_dtype(dtype)
         self.block, self.shortcut, self.activation = block, shortcut, activation
         self.gate = gate if isinstance(gate, nn.Module) else None
@@ -192,13 +203,14 @@ class Dense(nn.Module):
         super().__init__()
         if not isinstance(block, nn.Module):
             raise TypeError(f"block: expected a module, got {type(block).__name__}")
+        check_dim(dim)
         self.block, self.dim = block, dim
 
     def forward(self, x: Any) -> Any:
         """x, and f(x) behind it; a tuple if `block` returns one."""
         values = values_of("x", x)
         found, rest = entries(self.block(given(self.block, x)), x)
-        y = rewrapped(torch.cat([values, found], self.dim), x)
+        y = rewrapped(_appended(values, found, self.dim), x)
         return y if rest is None else (y, *rest)
 
 
@@ -252,7 +264,7 @@ class Deep(nn.Module):
         check_dtype(dtype)
         _check_names(connection, activation, initialization)
         self.connection, self.activation, self.tied = connection, activation, tied
-        self.initialization = initialization
+        self.initialization, self.size = initialization, size
         drops = _drops(drop, depth)
         _check_connection(connection, growth, gate, drops, tied)
         if growth is not None:
@@ -304,12 +316,14 @@ class Deep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all layers."""
+        _check_features(x, self.size, next(self.parameters(), None))
         for layer in self.layers:
             x = layer(x)
         return x
 
     def states(self, x: Tensor) -> list[Tensor]:
         """x before the first layer and behind each: L + 1 tensors."""
+        _check_features(x, self.size, next(self.parameters(), None))
         found = [x]
         for layer in self.layers:
             found.append(layer(found[-1]))
@@ -327,10 +341,8 @@ def _gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
         raise ValueError("x: expected at least 1 dimension, the batch, got a number")
     if noise is None:
         noise = torch.rand(x.shape[0], device=x.device)
-    elif not isinstance(noise, Tensor):
-        raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
-    elif tuple(noise.shape) != (x.shape[0],):
-        raise ValueError(f"noise: expected shape ({x.shape[0]},), got {tuple(noise.shape)}")
+    else:
+        check_noise(noise, (x.shape[0],), x)
     gate = (noise < keep).to(x.dtype) / (keep or 1.0)
     return x * gate.reshape(-1, *[1] * (x.dim() - 1))
 
@@ -344,6 +356,33 @@ def _fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
             f"got {tuple(branch.shape)}"
         )
     return branch
+
+
+@fx.wrap
+def _appended(x: Tensor, found: Tensor, dim: int) -> Tensor:
+    """x, and what was found behind it, which differs in `dim` alone."""
+    shape, other = list(x.shape), list(found.shape)
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"dim: expected a dimension of {tuple(shape)}, got {dim}")
+    if len(other) == len(shape):
+        other[dim] = shape[dim]
+    if other != shape:
+        raise ValueError(
+            f"block: expected an output of shape {tuple(shape)} but for dimension {dim}, "
+            f"got {tuple(found.shape)}"
+        )
+    return torch.cat([x, found], dim)
+
+
+@fx.wrap
+def _check_features(x: Tensor, size: int, like: Tensor | None) -> None:
+    """x must be (..., size), of the weights' type where there are plain weights."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dim() == 0 or x.shape[-1] != size:
+        raise ValueError(f"x: expected shape (..., {size}), got {tuple(x.shape)}")
+    if like is not None:
+        check_like("x", x, like, "weights")
 
 
 @fx.wrap
@@ -374,20 +413,15 @@ def _check_modules(block: object, shortcut: object, activation: object) -> None:
 
 
 def _check_names(connection: str, activation: str, initialization: str) -> None:
-    for name, value, kinds in (
-        ("connection", connection, Connection),
-        ("activation", activation, Activation),
-        ("initialization", initialization, Initialization),
-    ):
-        if value not in get_args(kinds):
-            raise ValueError(f"{name}: expected one of {get_args(kinds)}, got {value!r}")
+    check_choice("connection", connection, get_args(Connection))
+    check_choice("activation", activation, get_args(Activation))
+    check_choice("initialization", initialization, get_args(Initialization))
 
 
 def _check_gate(gate: object, features: object, initial: object) -> None:
-    if gate is not None and not isinstance(gate, nn.Module) and gate not in get_args(BranchGate):
-        expected = ", ".join(map(repr, get_args(BranchGate)))
-        raise ValueError(f"gate: expected None, {expected} or a module, got {gate!r}")
-    if gate == "layerscale":
+    if gate is not None and not isinstance(gate, nn.Module):
+        check_choice("gate", gate, get_args(BranchGate))
+    if isinstance(gate, str) and gate == "layerscale":
         check_sizes(features=features)
     elif features is not None:
         raise ValueError(f"features: expected None unless gate is 'layerscale', got {features!r}")
@@ -411,11 +445,11 @@ def _check_connection(
 ) -> None:
     if connection != "dense" and growth is not None:
         raise ValueError(f"growth: expected None for {connection!r}, got {growth!r}")
+    if gate is not None:
+        check_choice("gate", gate, get_args(BranchGate))
     if connection != "residual" and (gate is not None or any(drops)):
         name, value = ("gate", gate) if gate is not None else ("drop", max(drops))
         raise ValueError(f"{name}: expected none for connection {connection!r}, got {value!r}")
-    if gate is not None and gate not in get_args(BranchGate):
-        raise ValueError(f"gate: expected None or one of {get_args(BranchGate)}, got {gate!r}")
     if connection == "dense" and tied:
         raise ValueError("tied: expected False for 'dense', whose matrices have different shapes")
 
@@ -423,6 +457,8 @@ def _check_connection(
 def _gain(gain: float | None, activation: str, connection: str, gate: object, depth: int) -> float:
     if gain is not None:
         check_number(gain, "gain")
+        if gain < 0:
+            raise ValueError(f"gain: expected at least 0, got {gain}")
         return float(gain)
     unscaled = connection in ("plain", "dense") or gate is not None
     return CRITICAL[activation] / (1.0 if unscaled else math.sqrt(depth))

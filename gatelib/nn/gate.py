@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatelib.nn.check import check_dtype, check_flags, check_sizes
+from gatelib.nn.check import check_choice, check_dtype, check_flags, check_noise, check_sizes
 from gatelib.nn.impl import traced
 
 __all__ = ["KINDS", "FeatureGate", "Gate", "Kind", "interpolate"]
@@ -161,8 +161,7 @@ class _AnyGate(nn.Module):
         self, input_size: int, kind: str, temperature: float | None, openness: float | None
     ) -> None:
         super().__init__()
-        if kind not in tuple(KINDS):  # a list has no hash
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+        check_choice("kind", kind, KINDS)
         self.input_size = input_size
         self.kind = kind
         row = KINDS[kind]
@@ -213,10 +212,7 @@ class _AnyGate(nn.Module):
             dtype = torch.promote_types(a.dtype, torch.float32)
             tiny = torch.finfo(dtype).tiny
             noise = torch.rand(a.shape, dtype=dtype, device=a.device).clamp_min(tiny)
-        if not isinstance(noise, Tensor):
-            raise TypeError(f"noise: expected a Tensor, got {type(noise).__name__}")
-        if noise.shape != a.shape:
-            raise ValueError(f"noise: expected shape {tuple(a.shape)}, got {tuple(noise.shape)}")
+        check_noise(noise, tuple(a.shape), a)
         return row.sample(a, self.temperature, noise)
 
     def _expected_l0(self, a: Tensor) -> Tensor:

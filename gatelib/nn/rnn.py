@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatelib.nn.check import (
+    check_choice,
     check_dtype,
     check_flags,
     check_input,
@@ -286,7 +287,7 @@ class Jordan(_Loop):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
         check_flags(batch_first=batch_first)
-        _check_choice("output", output, _OUTPUTS)
+        check_choice("output", output, _OUTPUTS)
         _check_decay(decay)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.output, self.decay, self.batch_first = output, float(decay), batch_first
@@ -355,7 +356,7 @@ class SkipRNN(_Loop):
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, skip=skip)
         check_flags(batch_first=batch_first)
-        _check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
+        check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
         if skip < 2:
             raise ValueError(f"skip: expected at least 2 steps, got {skip}")
         self.input_size, self.hidden_size, self.skip = input_size, hidden_size, skip
@@ -395,11 +396,6 @@ def _masked(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     steps = torch.arange(x.shape[0], device=x.device)[:, None]
     mask = (steps < lengths.to(x.device)).unsqueeze(-1)
     return x.masked_fill(~mask, 0), mask
-
-
-def _check_choice(name: str, value: object, known: Mapping[str, Any]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {sorted(known)}, got {value!r}")
 
 
 def _check_decay(decay: object) -> None:

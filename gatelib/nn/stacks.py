@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from gatelib.nn.check import check_dropout, check_flags, check_lengths
+from gatelib.nn.check import check_choice, check_dropout, check_flags, check_lengths, check_noise
 from gatelib.nn.guest import given, unwrapped
 from gatelib.nn.impl import traced
 
@@ -129,6 +129,9 @@ class Stack(nn.Module):
             check_lengths(lengths, input.shape[1], input.shape[0], least=1)
         if initial_state is None:
             initial_state = [None] * len(self.layers)
+        if not isinstance(initial_state, Sequence):
+            found = type(initial_state).__name__
+            raise TypeError(f"initial_state: expected a list or a tuple of states, got {found}")
         if len(initial_state) != len(self.layers):
             raise ValueError(
                 f"initial_state: expected {len(self.layers)} states, one for each layer, "
@@ -164,8 +167,9 @@ def pool(y: Tensor, lengths: Tensor | None = None, kind: Pool = "max") -> Tensor
     if isinstance(y, fx.Proxy):  # one node of a graph that torch.fx traces
         return y.tracer.create_proxy("call_function", pool, (y, lengths, kind), {})
     _check_sequences("y", y)
-    if kind not in get_args(Pool):
-        raise ValueError(f"kind: expected one of {get_args(Pool)}, got {kind!r}")
+    check_choice("kind", kind, get_args(Pool))
+    if not y.is_floating_point():
+        raise TypeError(f"y: expected a floating-point tensor, got {y.dtype}")
     if y.shape[1] == 0:
         raise ValueError(f"y: expected at least one time step, got {tuple(y.shape)}")
     if kind == "ends" and y.shape[2] % 2:
@@ -198,10 +202,8 @@ def _gated_features(x: Tensor, noise: Tensor | None, keep: float, time: int) -> 
     shape = tuple(1 if dim == time else size for dim, size in enumerate(x.shape))
     if noise is None:
         noise = torch.rand(shape, device=x.device)
-    elif not isinstance(noise, Tensor):
-        raise TypeError(f"noise: expected a tensor, got {type(noise).__name__}")
-    elif tuple(noise.shape) != shape:
-        raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}")
+    else:
+        check_noise(noise, shape, x)
     return x * ((noise < keep).to(x.dtype) / (keep or 1.0))
 
 
@@ -219,7 +221,7 @@ def _run(layer: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tup
 
 
 def _checked_layers(layers: object) -> list[nn.Module]:
-    if not isinstance(layers, Iterable):
+    if not isinstance(layers, Iterable) or isinstance(layers, Tensor):
         raise TypeError(f"layers: expected recurrent modules, got {type(layers).__name__}")
     found = list(layers)
     for k, layer in enumerate(found):

@@ -198,6 +198,8 @@ def test_saturation_is_the_share_at_the_ends():
         (lambda: gradient_by_distance(lstm(), torch.ones(2, 0, 4)), "x: expected at least one"),
         (lambda: gradient_by_distance(lstm(), example(), probes=0), "probes: expected at least 1"),
         (lambda: jacobian_spectrum(nn.Identity(), torch.ones(1, 3000)), "at most 2048 rows"),
+        (lambda: jacobian_spectrum(nn.Identity(), torch.ones(0, 3)), "x: expected examples in"),
+        (lambda: jacobian_spectrum(lstm(), torch.ones(2, 4)), "x: expected a batch of examples"),
     ],
 )
 def test_instruments_name_what_is_wrong(call, words):
@@ -212,6 +214,13 @@ def test_instruments_name_what_is_wrong(call, words):
         (lambda: saturation({}), "gate: expected numbers, got {}"),
         (lambda: saturation([0.5], "0.1"), "margin: expected a number, got str"),
         (lambda: gradient_by_distance(lstm(), torch.ones(1, 2, 4).long()), "x: expected floats"),
+        (lambda: saturation([0.5], signed="yes"), "signed: expected True, False or None, got str"),
+        (lambda: gradient_by_distance(3, example()), "layer: expected a torch.nn.Module, got int"),
+        (lambda: gradient_by_distance(lstm(), "text"), "x: expected a tensor, got str"),
+        (lambda: gradient_by_distance(lstm(), example(), seed=0.5), "seed: expected an integer"),
+        (lambda: passport(lstm(), example(), keep=["f"]), "keep: expected a string or None"),
+        (lambda: passport(lstm(), example(), name=3), "name: expected a string or None, got int"),
+        (lambda: passport(lstm(), example(), spectrum=1), "spectrum: expected True or False"),
         (lambda: gradient_by_distance(lstm(), example(), 3), "loss: expected a function, got int"),
         (lambda: jacobian_spectrum(nn.Embedding(3, 2), torch.tensor([1])), "x: expected floats"),
     ],

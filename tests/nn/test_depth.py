@@ -62,6 +62,43 @@ BAD = [
     (lambda: Residual(nn.Linear(3, 1))(torch.ones(2, 3)), ValueError, "block"),
     (lambda: Residual(nn.Linear(3, 5))(torch.ones(2, 3)), ValueError, r"\(2, 3\).*\(2, 5\)"),
     (lambda: Dense("relu"), TypeError, "block"),
+    (lambda: Dense(LINEAR, dim="last"), TypeError, "dim: expected an integer, got str"),
+    (lambda: Dense(LINEAR, dim=2)(torch.ones(2, 3)), ValueError, r"dim: .* of \(2, 3\), got 2"),
+    (lambda: Dense(nn.Flatten(0))(torch.ones(2, 3)), ValueError, r"block: .* got \(6,\)"),
+    (lambda: Residual(LINEAR, dim=None), TypeError, "dim: expected an integer, got NoneType"),
+    (
+        lambda: Residual(LINEAR, "layerscale", features=3, dim=4)(torch.ones(2, 3)),
+        ValueError,
+        r"dim: expected a dimension of \(2, 3\), got 4",
+    ),
+    (
+        lambda: Residual(nn.Linear(3, 1), "layerscale", features=3, shortcut=nn.Linear(3, 1))(
+            torch.ones(2, 3)
+        ),
+        ValueError,
+        "features: expected 1",
+    ),
+    (
+        lambda: Residual(nn.Linear(3, 1), nn.Linear(3, 5), shortcut=nn.Linear(3, 1))(
+            torch.ones(2, 3)
+        ),
+        ValueError,
+        r"gate: expected an output of shape \(2, 1\)",
+    ),
+    (lambda: Residual(LINEAR, dtype=torch.ones(2)), TypeError, "dtype: .* got Tensor"),
+    (lambda: StochasticDepth()(3), TypeError, "x: expected a tensor, got int"),
+    (lambda: StochasticDepth()(torch.ones(2), [0.5, 0.5]), TypeError, "noise: expected a tensor"),
+    (
+        lambda: StochasticDepth()(torch.ones(2), torch.ones(2, device="meta")),
+        ValueError,
+        "noise: expected device cpu, got meta",
+    ),
+    (lambda: Deep(3, 2)(torch.ones(2, 4)), ValueError, r"x: expected shape \(\.\.\., 3\)"),
+    (lambda: Deep(3, 2)(torch.ones(2, 3).double()), TypeError, "x: expected torch.float32"),
+    (lambda: Deep(3, 2)([1.0]), TypeError, "x: expected a tensor, got list"),
+    (lambda: Deep(3, 2).states(torch.ones(2, 4)), ValueError, "x: expected shape"),
+    (lambda: Deep(3, 2, ["plain"]), ValueError, "connection: expected one of .* got list"),
+    (lambda: Deep(3, 2, gain=-1.0), ValueError, "gain: expected at least 0"),
     (lambda: StochasticDepth(-0.1), ValueError, "p"),
     (lambda: StochasticDepth(True), TypeError, "p"),
     (lambda: StochasticDepth(0.5)(torch.ones(2, 3), torch.ones(3)), ValueError, "noise"),
