@@ -1,5 +1,5 @@
 """Shortcuts around any module: residual, gated, stochastic and dense; and deep stacks of them.
-Imports torch, gatelib.nn.check and gatelib.nn.guest.
+Imports torch and gatelib.nn: branches, check and guest.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from gatelib.nn import branches
 from gatelib.nn.check import (
     check_choice,
     check_dim,
     check_dropout,
     check_dtype,
     check_flags,
-    check_like,
-    check_noise,
     check_number,
     check_sizes,
 )
@@ -68,7 +67,7 @@ class StochasticDepth(nn.Module):
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if noise is None and not (self.training and self.p > 0):
             return x
-        return _gated_rows(x, noise, 1 - self.p)
+        return branches.gated_rows(x, noise, 1 - self.p)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -153,9 +152,9 @@ class Residual(nn.Module):
         skip = values
         if self.shortcut is not None:
             skip = self.shortcut(given(self.shortcut, values))
-        branch = _fitting("block", branch, skip)
+        branch = branches.fitting("block", branch, skip)
         if self.gate is not None:
-            branch = _fitting("gate", self.gate(given(self.gate, values)) * branch, skip)
+            branch = branches.fitting("gate", self.gate(given(self.gate, values)) * branch, skip)
         y = skip + self._dropped(self._scaled(branch, x), x)
         y = rewrapped(y if self.activation is None else self.activation(y), x)
         return y if rest is None else (y, *rest)
@@ -175,7 +174,7 @@ class Residual(nn.Module):
             return branch
         if isinstance(x, PackedSequence) and self.alpha.numel() > 1 and self.dim != -1:
             raise ValueError(f"dim: expected -1 for a packed batch, got {self.dim}")
-        return _scaled(branch, self.alpha, self.dim)
+        return branches.scaled(branch, self.alpha, self.dim)
 
     def extra_repr(self) -> str:
         """The arguments that aren't modules."""
@@ -210,7 +209,7 @@ class Dense(nn.Module):
         """x, and f(x) behind it; a tuple if `block` returns one."""
         values = values_of("x", x)
         found, rest = entries(self.block(given(self.block, x)), x)
-        y = rewrapped(_appended(values, found, self.dim), x)
+        y = rewrapped(branches.appended(values, found, self.dim), x)
         return y if rest is None else (y, *rest)
 
 
@@ -316,14 +315,14 @@ class Deep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all layers."""
-        _check_features(x, self.size, next(self.parameters(), None))
+        branches.check_stream(x, self.size, next(self.parameters(), None))
         for layer in self.layers:
             x = layer(x)
         return x
 
     def states(self, x: Tensor) -> list[Tensor]:
         """x before the first layer and behind each: L + 1 tensors."""
-        _check_features(x, self.size, next(self.parameters(), None))
+        branches.check_stream(x, self.size, next(self.parameters(), None))
         found = [x]
         for layer in self.layers:
             found.append(layer(found[-1]))
@@ -332,76 +331,6 @@ class Deep(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that the layers don't show."""
         return f"{self.connection}, {self.activation}, gain={self.gain:.4g}, tied={self.tied}"
-
-
-@fx.wrap
-def _gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
-    """x times one gate for each row: 1/keep where the noise is below `keep`, else 0."""
-    if x.dim() == 0:
-        raise ValueError("x: expected at least 1 dimension, the batch, got a number")
-    if noise is None:
-        noise = torch.rand(x.shape[0], device=x.device)
-    else:
-        check_noise(noise, (x.shape[0],), x)
-    gate = (noise < keep).to(x.dtype) / (keep or 1.0)
-    return x * gate.reshape(-1, *[1] * (x.dim() - 1))
-
-
-@fx.wrap
-def _fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
-    """The branch, whose shape must be the shortcut's."""
-    if branch.shape != skip.shape:
-        raise ValueError(
-            f"{name}: expected an output of shape {tuple(skip.shape)} as the shortcut, "
-            f"got {tuple(branch.shape)}"
-        )
-    return branch
-
-
-@fx.wrap
-def _appended(x: Tensor, found: Tensor, dim: int) -> Tensor:
-    """x, and what was found behind it, which differs in `dim` alone."""
-    shape, other = list(x.shape), list(found.shape)
-    if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"dim: expected a dimension of {tuple(shape)}, got {dim}")
-    if len(other) == len(shape):
-        other[dim] = shape[dim]
-    if other != shape:
-        raise ValueError(
-            f"block: expected an output of shape {tuple(shape)} but for dimension {dim}, "
-            f"got {tuple(found.shape)}"
-        )
-    return torch.cat([x, found], dim)
-
-
-@fx.wrap
-def _check_features(x: Tensor, size: int, like: Tensor | None) -> None:
-    """x must be (..., size), of the weights' type where there are plain weights."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
-    if x.dim() == 0 or x.shape[-1] != size:
-        raise ValueError(f"x: expected shape (..., {size}), got {tuple(x.shape)}")
-    if like is not None:
-        check_like("x", x, like, "weights")
-
-
-@fx.wrap
-def _scaled(branch: Tensor, alpha: Tensor, dim: int) -> Tensor:
-    """alpha, one number or one a feature, times the branch, whose features stand in `dim`."""
-    if alpha.numel() == 1:
-        return alpha * branch
-    if not -branch.dim() <= dim < branch.dim():
-        raise ValueError(f"dim: expected a dimension of {tuple(branch.shape)}, got {dim}")
-    if branch.shape[dim] != alpha.numel():
-        raise ValueError(
-            f"features: expected {branch.shape[dim]} as dimension {dim} of the branch "
-            f"{tuple(branch.shape)}, got {alpha.numel()}"
-        )
-    if dim in (-1, branch.dim() - 1):
-        return alpha * branch
-    shape = [1] * branch.dim()
-    shape[dim] = -1
-    return alpha.reshape(shape) * branch
 
 
 def _check_modules(block: object, shortcut: object, activation: object) -> None:

@@ -104,8 +104,7 @@ CASES = {
     "VariationalDropout": lambda: (layers.VariationalDropout(0.5), sequences()),
     "StochasticDepth": lambda: (layers.StochasticDepth(0.5), sequences()),
 } | {f"pool {k}": lambda k=k: (Pool(k), sequences(), LENGTHS) for k in ("max", "mean", "ends")}
-WAITS = {name for name in CASES if name.split(",")[0] in ("RecurrentHighway", "GTrXLGate")}
-WAITS |= {"LSTM", "GRU", "GRU, before", "RNN", "LSTMCell", "GRUCell", "RNNCell", "Residual of LSTM"}
+WAITS = {"RecurrentHighway", "GTrXLGate"}
 THROUGH = ("Residual", "Dense", "Deep", "pool", "VariationalDropout", "StochasticDepth")
 
 
