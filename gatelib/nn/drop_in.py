@@ -98,13 +98,10 @@ class DropIn(nn.Module):
     def qconfig(self, plan: Any) -> None:
         """torch's tables know torch's own classes alone and pass over others without a word."""
         kind = type(self).__name__
-        cure = (
-            f"to quantise it, put a torch.nn.{kind} with the same arguments in its place and load "
-            f"this layer's state_dict() into it"
-        )
+        cure = f"gatelib.nn.convert.to_torch(model) has a torch.nn.{kind} in its place"
         if plan is not None:
-            raise NotImplementedError(f"{kind}: expected no plan of quantisation; {cure}")
-        warnings.warn(f"{kind} stays in floats: {cure}", stacklevel=2)
+            raise NotImplementedError(f"{kind} can't be quantised as it is: {cure}")
+        warnings.warn(f"{kind} stays in floats: {cure}, which can be quantised", stacklevel=2)
         self.__dict__["qconfig"] = plan
 
     @qconfig.deleter

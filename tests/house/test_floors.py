@@ -96,10 +96,11 @@ def unnamed_layers(files: Files) -> Iterator[str]:
 
 
 def public_classes(text: str) -> list[str]:
-    """Those with a base that is neither a record's nor a protocol's: layers."""
+    """Those with a base that is neither a record's nor a protocol's, and no errors: layers."""
     found = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     found = [node for node in found if {*map(ast.unparse, node.bases)} - {"NamedTuple", "Protocol"}]
-    return [n.name for n in found if not n.name.startswith("_") and n.name not in NO_LAYERS]
+    names = [node.name for node in found if not node.name.startswith("_")]
+    return [name for name in names if not name.endswith("Error") and name not in NO_LAYERS]
 
 
 def exported(text: str) -> list[str]:

@@ -229,27 +229,16 @@ def listed(values):
 def quantised(model, *options):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
         return torch.ao.quantization.quantize_dynamic(model, *options)
 
 
 @pytest.mark.parametrize("kind", LAYERS + CELLS)
 def test_dynamic_quantisation_says_that_it_leaves_a_drop_in_in_floats(kind):
     model = nn.Sequential(getattr(ours, kind)(D, H))
-    with pytest.warns(UserWarning, match=rf"{kind} stays in floats: .*torch\.nn\.{kind}"):
+    with pytest.warns(UserWarning, match=rf"{kind} stays in floats: .*to_torch"):
         assert type(quantised(model)[0]) is getattr(ours, kind)
-    with pytest.raises(NotImplementedError, match=rf"{kind}: .*torch\.nn\.{kind}"):
+    with pytest.raises(NotImplementedError, match=rf"{kind} can't be .*to_torch"):
         quantised(model, {getattr(ours, kind)})
-
-
-@pytest.mark.skipif(
-    torch.backends.quantized.engine == "none", reason="this build of torch has no quantised kernels"
-)
-def test_what_the_warning_says_is_what_works():
-    layer, twin = ours.LSTM(D, H), nn.LSTM(D, H)
-    twin.load_state_dict(layer.state_dict())
-    found = quantised(nn.Sequential(twin))[0](torch.randn(T, B, D))[0]
-    assert found.shape == (T, B, H)
 
 
 def test_a_layer_that_nobody_quantises_has_no_plan():
