@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -19,12 +20,15 @@ import torch
 from torch.utils.benchmark import Timer
 
 ROOT = Path(__file__).parent
-RESULTS = ROOT / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
 sys.path.append(str(ROOT.parent / "chapters"))  # `support`: what a chapter shares with a benchmark
 
 
 def compare(
-    candidates: Mapping[str, Callable[[], object]], rounds: int = 21, threads: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 21,
+    threads: int = 1,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Time candidates in turn, round after round, so that a slow moment hits all of them.
 
@@ -32,6 +36,8 @@ def compare(
         candidates: what to time, by name; the first is the peer.
         rounds: how often each is timed. The order rotates from round to round.
         threads: torch's threads.
+        clock: runs one candidate and returns its seconds; torch's Timer if None, which waits for a
+            GPU where there is one.
 
     Returns:
         By name: `seconds`, the median; `ratio`, the median over rounds of the peer's time over
@@ -39,18 +45,31 @@ def compare(
     """
     if rounds < 2:
         raise ValueError(f"rounds: expected at least 2, got {rounds}")
-    timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=threads)
-        for name, run in candidates.items()
-    }
-    for timer in timers.values():
-        timer.timeit(2)
-    names, seconds = list(timers), {name: [] for name in timers}
+    once = clock or partial(_by_timer, threads=threads)
+    names, seconds = list(candidates), {name: [] for name in candidates}
+    for run in candidates.values():
+        for _ in range(2):
+            once(run)
     for turn in range(rounds):
         for shift in range(len(names)):
             name = names[(turn + shift) % len(names)]
-            seconds[name].append(timers[name].timeit(1).mean)
+            seconds[name].append(once(candidates[name]))
     return {name: _summary(own, seconds[names[0]]) for name, own in seconds.items()}
+
+
+def _by_timer(run: Callable[[], object], threads: int) -> float:
+    return Timer("run()", globals={"run": run}, num_threads=threads).timeit(1).mean
+
+
+def by_events(run: Callable[[], object]) -> float:
+    """Seconds between two CUDA events; the cache of the GPU holds nothing of the run before."""
+    torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _summary(own: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
@@ -69,7 +88,12 @@ def device(kind: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, marked where the library or the benchmarks differ from it."""
+    """The commit of the working tree, marked where the library or the benchmarks differ from it.
+
+    GATES_COMMIT says it where git can't.
+    """
+    if "GATES_COMMIT" in os.environ:
+        return os.environ["GATES_COMMIT"]
 
     def git(*arguments: str) -> str:
         run = ["git", *arguments]
@@ -94,7 +118,7 @@ def write(
         "date": datetime.now(UTC).date().isoformat(),
         "rows": list(rows),
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
 

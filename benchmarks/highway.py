@@ -11,7 +11,7 @@ and pays with half a forward product more.
 With --rates: the final training loss of every net of chapter 4 at each depth and learning rate,
 from which the chapter takes its rates. Both write one JSON.
 
-Run: python benchmarks/highway.py [--rounds N] [--rates]
+Run: python benchmarks/highway.py [--rounds N] [--device cpu|cuda] [--rates]
 """
 
 import argparse
@@ -21,13 +21,10 @@ from collections.abc import Callable
 
 import torch
 from _harness import write
-from support.highway import DEPTHS, NETS, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatelib.data import digits
 from gatelib.kernels import highway as kernel
-from gatelib.lab import train
 from gatelib.nn import Highway
 
 CASES = [(64, 64, 30), (256, 64, 30), (256, 256, 10), (1024, 256, 10), (256, 1024, 4)]
@@ -58,15 +55,25 @@ def saved_bytes(run: Callable[[], Tensor], known: tuple[Tensor, ...]) -> int:
     return sum(size for at, size in held.items() if at not in own)
 
 
+def finished() -> float:
+    """The time on the wall, once the GPU has done all that it was asked."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(runs: dict[str, Callable[[], Tensor]], layer: nn.Module, rounds: int) -> dict:
-    """Median processor time of a training step of each, and ratios to the first, by round."""
+    """Median time of a training step of each, and ratios to the first, by round.
+
+    On a CPU the processor's time; on a GPU the wall's, once the GPU has finished.
+    """
+    clock = finished if layer.weight.is_cuda else time.process_time
     spent: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.process_time()
+            start = clock()
             runs[name]().square().mean().backward()
-            spent[name].append(time.process_time() - start)
+            spent[name].append(clock() - start)
             layer.zero_grad(set_to_none=True)
     spent = {name: values[1:] for name, values in spent.items()}
     first = spent[names[0]]
@@ -79,9 +86,12 @@ def seconds(runs: dict[str, Callable[[], Tensor]], layer: nn.Module, rounds: int
     }
 
 
-def measure(batch: int, features: int, layers: int, activation: str, rounds: int) -> dict:
+def measure(
+    batch: int, features: int, layers: int, activation: str, rounds: int, device: str
+) -> dict:
     """One row."""
-    layer, x = Highway(features, layers, activation), torch.randn(batch, features)
+    layer = Highway(features, layers, activation, device=device)
+    x = torch.randn(batch, features, device=device)
     given = x, layer.weight, layer.bias
     runs = {
         "eager": lambda: kernel.plain(layer.layer, *given),
@@ -99,6 +109,11 @@ def measure(batch: int, features: int, layers: int, activation: str, rounds: int
 
 def sweep() -> list[dict]:
     """Final training loss by net, depth and rate; seed 0, as the chapter trains."""
+    from support.highway import DEPTHS, NETS, net
+
+    from gatelib.data import digits
+    from gatelib.lab import train
+
     rows = []
     for depth in DEPTHS:
         for name in NETS:
@@ -118,6 +133,7 @@ def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rates", action="store_true", help="the learning rates of chapter 4")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -128,9 +144,9 @@ def main() -> None:
     rows = []
     for case in CASES:
         for activation in ("relu", "tanh"):
-            rows.append(measure(*case, activation, arguments.rounds))
+            rows.append(measure(*case, activation, arguments.rounds, arguments.device))
             print(rows[-1], flush=True)
-    print("wrote", write("highway", rows).name)
+    print("wrote", write("highway", rows, arguments.device).name)
     for row in rows:
         fused, eager = row["results"]["fused"], row["results"]["eager"]
         share = fused["saved_per_unit_and_layer"] / eager["saved_per_unit_and_layer"]

@@ -136,15 +136,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = []
+    rows, name = [], "recurrent-input-grad" if arguments.input_grad else "recurrent"
     for case in CASES:
         for spec in SPECS:
             rows.append(
                 measure(spec, case, arguments.rounds, arguments.device, arguments.input_grad)
             )
             print(table(rows[-1:]), flush=True)
-    name = "recurrent-input-grad" if arguments.input_grad else "recurrent"
-    print("wrote", write(name, rows, arguments.device).name)
+            path = write(name, rows, arguments.device)  # anew each time: a run may be cut off
+    print("wrote", path.name)
     slow = [row["case"] for row in rows if row["results"]["fused"]["ratio"] < GOAL]
     for case in slow:
         print(f"below the goal of {GOAL} times the plain loop: {case}")

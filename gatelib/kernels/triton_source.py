@@ -1,6 +1,6 @@
 """A Spec as Triton source that a person can read: its expressions, and the elementwise kernel.
 
-Imports SymPy, gatelib.spec, gatelib.functions and gatelib.printers.
+Imports SymPy, and gatelib's spec, constants, functions, pieces and printers.
 Must not import Triton or torch: what is made here is text, and `gatelib.kernels.launch` runs it.
 
 Names in a kernel are the names of the equations. Names of the harness end in `_`, which a Spec
@@ -15,8 +15,10 @@ from collections.abc import Iterable
 
 import sympy as sp
 
-from gatelib.functions import Expr, exact
-from gatelib.pieces import ATOM, CodePrinter, Piece
+from gatelib.constants import evaluated
+from gatelib.functions import Expr
+from gatelib.pieces import ATOM, UNARY, CodePrinter, Piece
+from gatelib.printers import body
 from gatelib.spec import Spec, SpecError
 
 __all__ = ["check", "elementwise", "equations", "function", "prelude", "seeds"]
@@ -122,21 +124,31 @@ class TritonPrinter(CodePrinter):
     def __init__(self) -> None:
         super().__init__("triton", FORMS)
 
-    def equation(self, e: Expr) -> str:
-        """The right-hand side of an equation: always a block of lanes, also for a number."""
-        return self(e) if e.free_symbols else self._block(e)
+    def line(self, v: Expr, e: Expr) -> tuple[str, str]:
+        """The two sides of an equation; the right one is always a block of lanes."""
+        left, right = super().line(v, e)
+        return left, right if e.free_symbols else self._block(e)
 
     def _block(self, e: Expr) -> str:
-        value = float(exact(e))
-        return f"tl.full([BLOCK_], {value!r}, DTYPE_)"
+        return f"tl.full([BLOCK_], {evaluated(e)!r}, DTYPE_)"
+
+    def _print(self, e: Expr) -> Piece:
+        return super()._print(e) if e.free_symbols or e.is_Number else self._constant(e)
+
+    def _constant(self, e: Expr) -> Piece:
+        """An expression of numbers alone, as one number."""
+        value = evaluated(e)
+        return Piece(repr(value), UNARY if value < 0 else ATOM)
 
     def _number(self, number: Expr) -> Piece:
         """Triton's whole numbers end at 64 bits, so large ones are written as floats."""
         return super()._number(number if abs(number) < 2**31 else sp.Float(number, 17))
 
     def _powers(self, base: Expr, exponent: Expr) -> list[Piece]:
-        """Small whole powers as factors, half powers as roots; Triton has no other power."""
+        """Small whole powers as factors, half powers as roots; others by a logarithm."""
         whole, part = int(exponent), exponent - int(exponent)
+        if not base.free_symbols:
+            return [self._constant(sp.Pow(base, exponent, evaluate=False))]
         if part == 0 and whole > MOST_FACTORS:
             sign = -1.0 if whole % 2 else 1.0
             return [Piece(f"whole_power_({self(base)}, {float(exponent)!r}, {sign})", ATOM)]
@@ -146,9 +158,7 @@ class TritonPrinter(CodePrinter):
         return [self._print(base)] * whole + roots
 
     def _call(self, e: Expr) -> Piece:
-        """A function of blocks; of numbers alone it is a number."""
-        if not e.free_symbols:
-            return Piece(self._block(e), ATOM)
+        """A function of blocks: a number among its arguments becomes one."""
         if len(e.args) == 1:
             return super()._call(e)
         arguments = [self(a) if a.free_symbols else self._block(a) for a in e.args]
@@ -157,8 +167,7 @@ class TritonPrinter(CodePrinter):
 
 def equations(spec: Spec) -> str:
     """The lines of a gate as they stand in a kernel."""
-    printer = TritonPrinter()
-    return "".join(f"    {v} = {printer.equation(e)}\n" for v, e in spec.equations)
+    return body(spec, TritonPrinter())
 
 
 # ---- the prelude ---------------------------------------------------------------------------
@@ -194,10 +203,9 @@ def check(spec: Spec) -> None:
 
 def seeds(spec: Spec, vjp: Spec) -> dict[str, str]:
     """{output: the input of `vjp` that brings its adjoint}, for those that the VJP needs."""
-    mine = {str(v) for v in (*spec.inputs, *dict(spec.equations))}
-    brought = [str(v) for v in vjp.inputs if str(v) not in mine]
-    pairs = ((str(o), b) for o in spec.outputs for b in brought)
-    return {o: b for o, b in pairs if re.fullmatch(f"g+_{o}", b)}
+    made, needed = vjp.seed_of, set(map(str, vjp.inputs))
+    pairs = ((str(o), made.get(str(o), "")) for o in spec.outputs)
+    return {output: seed for output, seed in pairs if seed in needed}
 
 
 def function(name: str, arguments: Iterable[str], fixed: Iterable[str], jit: str = "") -> str:

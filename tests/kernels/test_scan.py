@@ -3,8 +3,8 @@
 Imports gatelib, torch and Triton.
 Must not run the interpreter in this process: Triton reads TRITON_INTERPRET once, when imported.
 
-Agreement with autograd is tested by `triton_cases.py`, run as a whole in a process of its own:
-under the interpreter, and compiled where there is a GPU.
+Agreement with autograd is tested by `elementwise_cases.py`, `scan_cases.py` and `random_cases.py`,
+run as a whole under the interpreter; `tests/gpu` runs the first two compiled, where there is a GPU.
 """
 
 import os
@@ -21,43 +21,37 @@ from gatelib.kernels.launch import interpreted
 from tests.kernels.triton_cells import parse
 
 ROOT = Path(__file__).parents[2]
-CASES = ROOT / "tests" / "kernels" / "triton_cases.py"
 compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
 
-def run_cases(**environment):
-    """Run all cases; returns (passed count, the report)."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(CASES),
-        "-q",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-    ]
+def run_cases(name, **environment):
+    """Run all cases of a file under the interpreter; returns (passed count, the report)."""
+    env = os.environ | environment | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", f"tests/kernels/{name}", "-q", "--tb=short"]
+    command += ["-p", "no:cacheprovider", "--timeout=900", "-s"]
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     return int(re.search(r"(\d+) passed", run.stdout)[1]), run.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_kernels_agree_with_autograd_under_the_interpreter():
-    passed, report = run_cases(TRITON_INTERPRET="1")
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("name", "least"), [("elementwise_cases.py", 150), ("scan_cases.py", 180)], ids=str
+)
+def test_kernels_agree_with_autograd_under_the_interpreter(name, least):
+    passed, report = run_cases(name)
     print(report)
-    assert passed > 150
+    assert passed > least
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_kernels_agree_with_autograd_on_a_gpu():
-    passed, report = run_cases()
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_random_gates_compute_what_their_authors_wrote():
+    """RANDOM_GATES says how many; ten thousand were run once."""
+    passed, report = run_cases("random_cases.py")
     print(report)
-    assert passed > 150
+    assert passed == 3
 
 
 @compiles

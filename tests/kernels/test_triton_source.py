@@ -82,8 +82,12 @@ def test_every_power_has_a_form():
 
 
 def test_numbers_are_written_so_that_triton_can_hold_them():
-    """Its whole numbers end at 64 bits; a function of numbers is a block of that number."""
+    """Its whole numbers end at 64 bits, and a value that is a number alone would be a float32."""
     assert "1e+30 * x" in lines("1e30*x")
     assert "9007199254740993" not in lines("9007199254740993*x")
-    assert lines("sigmoid(1/2)*x") == "    y = tl.full([BLOCK_], 0.6224593312018546, DTYPE_) * x\n"
+    assert lines("sigmoid(1/2)*x") == "    y = 0.6224593312018546 * x\n"
+    assert lines("2**0.3*x") == f"    y = {2**0.3!r} * x\n"
+    assert "k = tl.full([BLOCK_], 0.9, DTYPE_)" in triton_source.equations(
+        parse("odd", "x -> y", "k = 0.9", "y = k*x")
+    )
     assert "maximum(x, tl.full([BLOCK_], 0.5, DTYPE_))" in lines("maximum(x, 0.5)")

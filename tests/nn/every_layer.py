@@ -1,0 +1,112 @@
+"""Every layer of the library with an input: what must run on any device as it runs on a CPU.
+
+Imports torch, gatelib.nn and gatelib.equations.
+Must not import Hypothesis or SciPy: a machine with a GPU may have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gatelib.nn as gates
+from gatelib.equations.gru import MGU
+from gatelib.equations.lstm import CIFG, LAYERNORM, LSTM, PEEPHOLE
+
+SHAPE = (3, 5, 4)
+LENGTHS = (5, 3, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, what it is called with besides one input, and the kind of that input.
+
+    kind: "sequence" (B, T, D), "step" (B, D), "pair" of two sequences, "tokens" of a sentence.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    kind: str = "sequence"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def module(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The layer on the CPU, the same weights each time."""
+        torch.manual_seed(0)
+        return self.make().to(dtype)
+
+    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        """What it is called with, on the CPU."""
+        generator = torch.Generator().manual_seed(1)
+        if self.kind == "tokens":
+            source, target = (torch.randint(3, 7, (3, 5), generator=generator) for _ in range(2))
+            return source, torch.tensor(LENGTHS), target
+        shape = SHAPE[::2] if self.kind == "step" else SHAPE
+        count = 2 if self.kind == "pair" else 1
+        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count))
+        return tuple(x.to(dtype).requires_grad_() for x in drawn)
+
+
+def recurrent(spec: Any, **options: Any) -> Callable[[], nn.Module]:
+    """A layer of any cell, with four inputs and six units."""
+    return lambda: gates.Recurrent(spec, 4, 6, **options)
+
+
+def translator() -> nn.Module:
+    """Tokens to tokens, with attention."""
+    encoder, decoder = (gates.Recurrent(LSTM, 4, 6) for _ in range(2))
+    encoder = gates.Encoder(8, 4, encoder)
+    decoder = gates.Decoder(8, 4, decoder, gates.DotAttention(6, 6))
+    return gates.Seq2Seq(encoder, decoder, start=1, end=2)
+
+
+LAYERS = {"LSTM": gates.LSTM, "GRU": gates.GRU, "RNN": gates.RNN}
+CELLS = {"lstm": LSTM, "peephole": PEEPHOLE, "cifg": CIFG, "layernorm": LAYERNORM}
+DEEP = {"num_layers": 2, "bidirectional": True}
+
+
+def _drop_ins() -> list[Case]:
+    cases = []
+    for name, layer in LAYERS.items():
+        for impl in ("auto", "reference"):
+            options = {"batch_first": True, "impl": impl, **DEEP}
+            cases.append(Case(f"{name} {impl}", lambda f=layer, o=options: f(4, 6, **o)))
+        cell = getattr(gates, f"{name}Cell")
+        cases.append(Case(f"{name}Cell", lambda f=cell: f(4, 6), "step"))
+    return cases
+
+
+def _recurrent() -> list[Case]:
+    cases = []
+    for name, spec in CELLS.items():
+        for impl in ("fused", "reference"):
+            cases.append(Case(f"{name} {impl}", recurrent(spec, impl=impl)))
+    deep = recurrent(PEEPHOLE, impl="fused", **DEEP)
+    given = {"lengths": torch.tensor(LENGTHS)}
+    cases.append(Case("two layers, both directions", deep))
+    cases.append(Case("lengths on the CPU", deep, options=given))
+    cases.append(Case("of two stages", recurrent(MGU)))
+    return cases
+
+
+CASES = [
+    *_drop_ins(),
+    *_recurrent(),
+    Case("Highway fused", lambda: gates.Highway(4, 3, impl="fused")),
+    Case("Highway reference", lambda: gates.Highway(4, 3, impl="reference")),
+    Case("RecurrentHighway", lambda: gates.RecurrentHighway(4, 6, 2)),
+    Case("GTrXLGate", lambda: gates.GTrXLGate(4), "pair"),
+    Case("Gate", lambda: gates.Gate(4, 6)),
+    Case("FeatureGate", lambda: gates.FeatureGate(4)),
+    Case("Jordan", lambda: gates.Jordan(4, 6, 3)),
+    Case("SkipRNN", lambda: gates.SkipRNN(4, 6, 2)),
+    Case("Residual", lambda: gates.Residual(nn.Linear(4, 4), "layerscale", features=4)),
+    Case("Dense", lambda: gates.Dense(nn.Linear(4, 3))),
+    Case("Deep", lambda: gates.Deep(4, 3)),
+    Case("Stack", lambda: gates.Stack([gates.LSTM(4, 6, batch_first=True), recurrent(LSTM)()][:1])),
+    Case("VariationalDropout", lambda: gates.VariationalDropout(0.0)),
+    Case("Seq2Seq", translator, "tokens"),
+]
