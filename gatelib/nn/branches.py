@@ -27,6 +27,8 @@ def gated_rows(x: Tensor, noise: Tensor | None, keep: float) -> Tensor:
 @fx.wrap
 def fitting(name: str, branch: Tensor, skip: Tensor) -> Tensor:
     """The branch, whose shape must be the shortcut's."""
+    if not isinstance(branch, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(branch).__name__}")
     if branch.shape != skip.shape:
         raise ValueError(
             f"{name}: expected an output of shape {tuple(skip.shape)} as the shortcut, "

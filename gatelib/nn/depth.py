@@ -148,7 +148,7 @@ class Residual(nn.Module):
         if isinstance(x, fx.Proxy) and x.tracer.root is self:
             args, kwargs = (), {}  # fx hands a symbol for each of them; there is nothing behind it
         values = values_of("x", x)
-        branch, rest = entries(self.block(given(self.block, x), *args, **kwargs), x)
+        branch, rest = entries(self.block, self.block(given(self.block, x), *args, **kwargs), x)
         skip = values
         if self.shortcut is not None:
             skip = self.shortcut(given(self.shortcut, values))
@@ -208,7 +208,7 @@ class Dense(nn.Module):
     def forward(self, x: Any) -> Any:
         """x, and f(x) behind it; a tuple if `block` returns one."""
         values = values_of("x", x)
-        found, rest = entries(self.block(given(self.block, x)), x)
+        found, rest = entries(self.block, self.block(given(self.block, x)), x)
         y = rewrapped(branches.appended(values, found, self.dim), x)
         return y if rest is None else (y, *rest)
 

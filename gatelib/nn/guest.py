@@ -70,11 +70,17 @@ def rewrapped(values: Tensor, x: Any) -> Any:
     return x._replace(data=values) if isinstance(x, PackedSequence) else values
 
 
-def entries(found: Any, x: Any) -> tuple[Any, tuple[Any, ...] | None]:
+def entries(module: nn.Module, found: Any, x: Any) -> tuple[Any, tuple[Any, ...] | None]:
     """The tensor that a module made of x, and what it returned behind that; None for no tuple.
+
+    While torch.fx traces, what came is a symbol: of a recurrent layer it stands for a pair.
 
     Raises TypeError where the first entry is neither a tensor nor packed, as x is.
     """
+    if isinstance(found, torch.fx.Proxy):
+        layer = unwrapped(module)
+        pair = hasattr(layer, "input_size") and hasattr(layer, "batch_first")
+        return (found[0], (found[1],)) if pair else (found, None)
     alone = isinstance(found, PackedSequence) or not isinstance(found, tuple)
     first = found if alone else found[0] if found else None
     if isinstance(first, PackedSequence) != isinstance(x, PackedSequence) or not (
