@@ -80,7 +80,8 @@ def entries(module: nn.Module, found: Any, x: Any) -> tuple[Any, tuple[Any, ...]
     if isinstance(found, torch.fx.Proxy):
         layer = unwrapped(module)
         pair = hasattr(layer, "input_size") and hasattr(layer, "batch_first")
-        return (found[0], (found[1],)) if pair else (found, None)
+        symbol: Any = found
+        return (symbol[0], (symbol[1],)) if pair else (symbol, None)
     alone = isinstance(found, PackedSequence) or not isinstance(found, tuple)
     first = found if alone else found[0] if found else None
     if isinstance(first, PackedSequence) != isinstance(x, PackedSequence) or not (
