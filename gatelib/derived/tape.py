@@ -99,7 +99,7 @@ def gate(spec: Spec, /, **values: Value | Any) -> dict[str, Value]:
     The inputs are broadcast against each other; the last axis holds the features. What is no Value
     is a constant. Raises ValueError where an input is missing, or the Values are of two tapes.
     """
-    exposed, vjp, seeds_of = _derived(spec)
+    exposed, vjp = _derived(spec)
     tape = _tape_of(values)
     given = {k: v if isinstance(v, Value) else Value(v, tape) for k, v in values.items()}
     inputs = {str(v): given[str(v)] for v in spec.inputs if str(v) in given}
@@ -109,9 +109,11 @@ def gate(spec: Spec, /, **values: Value | Any) -> dict[str, Value]:
     names = [str(v) for v in spec.outputs]
 
     def pull(*seeds: Array) -> list[Array]:
-        placed = {k: _placed(d, shape) for k, d in zip(seeds_of, seeds, strict=True)}
-        found = vjp.evaluate(known | placed).values()
-        return [_summed(d, shape, v.shape) for d, v in zip(found, inputs.values(), strict=True)]
+        seed_of, adjoint_of = vjp.seed_of, vjp.adjoint_of
+        pairs = zip(names, seeds, strict=True)
+        placed = {seed_of[name]: _placed(d, shape) for name, d in pairs if name in seed_of}
+        found = vjp.evaluate(known | placed)
+        return [_summed(found[adjoint_of[k]], shape, v.shape) for k, v in inputs.items()]
 
     made = tape.record(inputs.values(), pull, *(known[name] for name in names))
     return dict(zip(names, made, strict=True))
@@ -125,12 +127,9 @@ def _tape_of(values: Mapping[str, Value | Any]) -> Tape:
 
 
 @functools.lru_cache(maxsize=256)
-def _derived(spec: Spec) -> tuple[Spec, Spec, list[str]]:
-    """Forward with every value, backward, and what the latter calls the seed of each output."""
-    exposed, vjp = spec.exposed, spec.vjp()
-    known = {*spec.inputs, *exposed.outputs}
-    new = {str(v).partition("_")[2]: str(v) for v in vjp.inputs if v not in known}
-    return exposed, vjp, [new.get(str(v), "") for v in spec.outputs]
+def _derived(spec: Spec) -> tuple[Spec, Spec]:
+    """The Spec with every value as an output, and its backward pass."""
+    return spec.exposed, spec.vjp()
 
 
 def _summed(d: Array, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Array:
