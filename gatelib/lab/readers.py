@@ -314,7 +314,7 @@ def _read_recurrent_highway(
     module: RecurrentHighway, arguments: list[Any], result: Any
 ) -> dict[str, Gates]:
     """Candidate, gates and state of each micro-step, all steps of time at once."""
-    x, start = arguments[:2]
+    x, start, lengths = arguments
     first = result[0].new_zeros(len(x), module.hidden_size) if start is None else start
     s = before(Sequence(result[0], torch.empty(0)), first.to(result[0]), reverse=False)
     found = {}
@@ -325,7 +325,9 @@ def _read_recurrent_highway(
         n, t = torch.tanh(a_n), torch.sigmoid(gates[0])
         c = 1 - t if module.coupled else torch.sigmoid(gates[1])
         s = t * n + c * s
-        found[f".l{layer}" if module.depth > 1 else ""] = {"n": n, "t": t, "c": c, "h": s}
+        named = {"n": n, "t": t, "c": c, "h": s}
+        path = f".l{layer}" if module.depth > 1 else ""
+        found[path] = {name: _inside(value, lengths, True) for name, value in named.items()}
     return found
 
 

@@ -21,6 +21,7 @@ from gatelib.nn.check import (
     check_flags,
     check_gate,
     check_input,
+    check_lengths,
     check_number,
     check_sizes,
     check_state,
@@ -227,8 +228,11 @@ class GTrXLGate(nn.Module):
         """The gated stream (..., D), from the stream x and the sublayer's output y, (..., D) each.
 
         The stream comes first. Raises TypeError for a dtype, ValueError for a shape or a device
-        that doesn't fit.
+        that doesn't fit. `torch.fx` keeps the gate whole, as one node.
         """
+        node = traced(self, x, y)
+        if node is not None:
+            return node  # type: ignore[return-value]
         check_features("x", x, self.features, self.weight_x)
         check_features("y", y, self.features, self.weight_y)
         if x.shape != y.shape:
@@ -272,6 +276,7 @@ class RecurrentHighway(nn.Module):
     """
 
     memory_gates = ("c", "t")
+    batch_first = True
 
     def __init__(
         self,
@@ -309,24 +314,51 @@ class RecurrentHighway(nn.Module):
         """Views of the bias of gate "t", or "c", layer by layer: see `gatelib.nn.init`."""
         return _gate_biases(self, gate, ("n", "t") if self.coupled else ("n", "t", "c"))
 
-    def forward(self, input: Tensor, initial_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run over (B, T, D) from a state (B, H), zeros if None: (B, T, H) and the last state.
+    def forward(
+        self, input: Tensor, initial_state: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run over a batch of sequences.
+
+        Args:
+            input: (B, T, D).
+            initial_state: (B, H), zeros if absent.
+            lengths: (B,) integers from 0 to T; None where no row is padded. Past its length a
+                row's output is 0, and its final state is the one at its length.
+
+        Returns:
+            output: the state after each step, (B, T, H); final_state: the last one, (B, H),
+            float32 where the parameters are of lower precision. `torch.fx` keeps the layer whole.
 
         Raises:
             TypeError: an argument has the wrong type or dtype.
-            ValueError: a shape or device doesn't fit.
+            ValueError: a shape, a device or a length doesn't fit.
         """
+        node = traced(self, input, initial_state, lengths)
+        if node is not None:
+            return node  # type: ignore[return-value]
         check_input("input", input, (3,), self.input_size, self.weight_ih)
-        s = self._initial(input, initial_state)
-        first, outputs = F.linear(input, self.weight_ih, self.bias[0]), []
-        for t in range(input.shape[1]):
-            for layer in range(self.depth):
-                bias = None if layer == 0 else self.bias[layer]
-                a = F.linear(s, self.weight_hh[layer], bias)
-                s = self._micro_step(a + first[:, t] if layer == 0 else a, s)
+        s, x, mask = self._initial(input, initial_state), input, None
+        if lengths is not None:
+            check_lengths(lengths, x.shape[1], x.shape[0])
+            steps = torch.arange(x.shape[1], device=x.device)
+            mask = (steps < lengths.to(x.device)[:, None]).unsqueeze(-1)
+            x = x.masked_fill(~mask, 0)
+        first, outputs = F.linear(x, self.weight_ih, self.bias[0]), []
+        for t in range(x.shape[1]):
+            after = self._step(first[:, t], s)
+            s = after if mask is None else torch.where(mask[:, t], after, s)
             outputs.append(s)
         empty = s.new_zeros(s.shape[0], 0, s.shape[1])
-        return torch.stack(outputs, 1) if outputs else empty, s
+        y = (torch.stack(outputs, 1) if outputs else empty).to(input.dtype)
+        return y if mask is None else y.masked_fill(~mask, 0), s
+
+    def _step(self, first: Tensor, s: Tensor) -> Tensor:
+        """One step of time: the micro-steps of all layers, of which the first sees the input."""
+        for layer in range(self.depth):
+            bias = None if layer == 0 else self.bias[layer]
+            a = F.linear(s.to(first.dtype), self.weight_hh[layer], bias)
+            s = self._micro_step(a + first if layer == 0 else a, s)
+        return s
 
     def _micro_step(self, packed: Tensor, s: Tensor) -> Tensor:
         a_n, *a = packed.chunk(2 if self.coupled else 3, -1)
@@ -336,9 +368,12 @@ class RecurrentHighway(nn.Module):
     def _initial(self, input: Tensor, given: Tensor | None) -> Tensor:
         shape = (input.shape[0], self.hidden_size)
         if given is None:
-            return input.new_zeros(shape)
-        check_state("initial_state", given, shape, self.weight_hh, "weights")
-        return given
+            return input.new_zeros(shape, dtype=_stream_type(input))
+        wide = _stream_type(self.weight_hh)
+        kept = getattr(given, "dtype", None) == wide  # a final state, come back
+        like = self.weight_hh.to(wide) if kept else self.weight_hh
+        check_state("initial_state", given, shape, like, "weights")
+        return given.to(wide)
 
     def extra_repr(self) -> str:
         """The arguments."""

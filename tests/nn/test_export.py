@@ -104,7 +104,6 @@ CASES = {
     "VariationalDropout": lambda: (layers.VariationalDropout(0.5), sequences()),
     "StochasticDepth": lambda: (layers.StochasticDepth(0.5), sequences()),
 } | {f"pool {k}": lambda k=k: (Pool(k), sequences(), LENGTHS) for k in ("max", "mean", "ends")}
-WAITS = {"RecurrentHighway", "GTrXLGate"}
 THROUGH = ("Residual", "Dense", "Deep", "pool", "VariationalDropout", "StochasticDepth")
 
 
@@ -139,7 +138,7 @@ def assert_same(found, expected):
 # ---- torch.fx -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - WAITS))
+@pytest.mark.parametrize("name", CASES)
 def test_fx_traces_a_model_that_holds_the_layer(name):
     layer, arguments = made(name)
     absent = {f"a{k}": None for k, value in enumerate(arguments) if value is None}
@@ -149,7 +148,7 @@ def test_fx_traces_a_model_that_holds_the_layer(name):
     assert graph.graph.python_code("self").src
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - WAITS))
+@pytest.mark.parametrize("name", CASES)
 def test_fx_traces_the_layer_alone_or_says_what_to_do(name):
     layer, arguments = made(name)
     parameters = list(inspect.signature(layer.forward).parameters.values())

@@ -12,7 +12,17 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gatelib.equations import lstm as cells
-from gatelib.nn import LSTM, Dense, Gate, Jordan, Recurrent, Residual, SkipRNN, Stack
+from gatelib.nn import (
+    LSTM,
+    Dense,
+    Gate,
+    Jordan,
+    Recurrent,
+    RecurrentHighway,
+    Residual,
+    SkipRNN,
+    Stack,
+)
 
 WIDTH = 3
 
@@ -171,6 +181,7 @@ def layers_of_every_kind():
     return {
         "Jordan": Jordan(WIDTH, 4, 2, decay=0.5),
         "SkipRNN": SkipRNN(WIDTH, 4, 3),
+        "RecurrentHighway": RecurrentHighway(WIDTH, 4, 2),
         "Recurrent": Recurrent(cells.LSTM, WIDTH, 4, bidirectional=True),
         "LSTM": LSTM(WIDTH, 4, batch_first=True),
         "projected": nn.LSTM(WIDTH, 4, batch_first=True, proj_size=2),
@@ -195,7 +206,7 @@ def test_a_stack_of_any_recurrent_layer_reads_padded_rows_as_rows_alone(kind):
         torch.testing.assert_close(y[row, :length], alone[0])
         assert not y[row, length:].any()
         for a, b in zip(tensors(final), tensors(last), strict=True):
-            batch = 0 if kind.endswith(("Jordan", "SkipRNN")) else 1
+            batch = 0 if kind.endswith(("Jordan", "SkipRNN", "RecurrentHighway")) else 1
             torch.testing.assert_close(a.narrow(batch, row, 1), b)
 
 
@@ -206,7 +217,14 @@ def tensors(state):
     return [t for part in parts for t in tensors(part)]
 
 
-@pytest.mark.parametrize("make", [lambda: Jordan(2, 3, 2, decay=0.9), lambda: SkipRNN(2, 3, 3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Jordan(2, 3, 2, decay=0.9),
+        lambda: SkipRNN(2, 3, 3),
+        lambda: RecurrentHighway(2, 3, 2),
+    ],
+)
 def test_gradients_of_padded_rows_are_those_of_rows_alone(make):
     layer, x = make().double(), torch.randn(3, 5, 2, dtype=torch.float64)
     y, final = layer(x, None, LENGTHS)
