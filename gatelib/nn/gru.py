@@ -116,14 +116,7 @@ class GRU(_Family, DropInLayer[Tensor]):
 class GRUCell(_Family, DropInCell[Tensor]):
     """A drop-in for `torch.nn.GRUCell`: one step of a GRU.
 
-    Args:
-        input_size, hidden_size, bias, device, dtype, reset_after: as for `GRU`.
-        impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `GRU`.
-
-    Raises:
-        TypeError, ValueError: as for `GRU`.
-
-    Source: as for `GRU`.
+    Arguments, errors and source are those of `GRU`; "fused" is torch's kernel of one step.
     """
 
     def __init__(

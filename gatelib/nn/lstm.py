@@ -97,12 +97,5 @@ class LSTM(_Family, DropInLayer[tuple[Tensor, Tensor]]):
 class LSTMCell(_Family, DropInCell[tuple[Tensor, Tensor]]):
     """A drop-in for `torch.nn.LSTMCell`: one step of an LSTM.
 
-    Args:
-        input_size, hidden_size, bias, device, dtype: as for `LSTM`.
-        impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `LSTM`.
-
-    Raises:
-        TypeError, ValueError: as for `LSTM`.
-
-    Source: as for `LSTM`.
+    Arguments, errors and source are those of `LSTM`; "fused" is torch's kernel of one step.
     """

@@ -5,7 +5,7 @@ Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class RNN(_Family, DropInLayer[Tensor]):
         **unknown: Any,
     ) -> None:
         check_no_more(unknown, self)
-        _check_nonlinearity(nonlinearity)
+        check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
         mode = f"RNN_{nonlinearity}".upper()
         sizes, flags = (input_size, hidden_size, num_layers), (bias, batch_first, bidirectional)
         super().__init__(mode, sizes, flags, dropout, 0, device, dtype, impl)
@@ -106,14 +106,7 @@ class RNN(_Family, DropInLayer[Tensor]):
 class RNNCell(_Family, DropInCell[Tensor]):
     """A drop-in for `torch.nn.RNNCell`: one step of an RNN.
 
-    Args:
-        input_size, hidden_size, bias, nonlinearity, device, dtype: as for `RNN`.
-        impl: "fused" is torch's cell kernel, "reference" plain torch; "auto" as for `RNN`.
-
-    Raises:
-        TypeError, ValueError: as for `RNN`.
-
-    Source: as for `RNN`.
+    Arguments, errors and source are those of `RNN`; "fused" is torch's kernel of one step.
     """
 
     def __init__(
@@ -127,14 +120,9 @@ class RNNCell(_Family, DropInCell[Tensor]):
         *,
         impl: Impl = "auto",
     ) -> None:
-        _check_nonlinearity(nonlinearity)
+        check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
         super().__init__(input_size, hidden_size, bias, device, dtype, impl=impl)
         self.nonlinearity = nonlinearity
-
-
-def _check_nonlinearity(nonlinearity: str) -> None:
-    if nonlinearity not in get_args(Nonlinearity):
-        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
 
 
 class _Loop(nn.Module):
