@@ -103,11 +103,8 @@ def gradient_by_distance(
         raise ValueError(f"x: expected at least one step, got shape {tuple(inputs.shape)}")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function, got {type(loss).__name__}")
-    for name, number, least in (("probes", probes, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name}: expected an integer, got {type(number).__name__}")
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, got {number}")
+    _check_integer("probes", probes, least=1)
+    _check_integer("seed", seed, least=0)
     result = layer(inputs.requires_grad_())
     if loss is not None:
         total = [loss(result) * len(inputs)]
@@ -220,6 +217,13 @@ def _floats(name: str, x: Any) -> Tensor:
     if not found.is_floating_point():
         raise TypeError(f"{name}: expected floats, got {found.dtype}, which has no derivative")
     return found
+
+
+def _check_integer(name: str, number: object, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name}: expected an integer, got {type(number).__name__}")
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
 
 
 def _check_layer(layer: object) -> None:

@@ -335,13 +335,7 @@ def passport(
         TypeError: `layer` is no module, or `example` no tensor of floats or tokens.
         ValueError: `layer` is not on CPU, `keep` names no gate, or the Jacobian is too large.
     """
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
-    for argument, text in (("name", name), ("keep", keep)):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"{argument}: expected a string or None, got {type(text).__name__}")
-    if not isinstance(spectrum, bool):
-        raise TypeError(f"spectrum: expected True or False, got {type(spectrum).__name__}")
+    _check_options(layer, name, keep, spectrum)
     given = _checked_inputs(layer, example)
     own = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in given]
     forward, backward, saved = _counted(layer, own)
@@ -362,6 +356,16 @@ def passport(
         saturated={path: _saturated(layer, gates.roles[path]) for path, layer in gates.items()},
         spectrum=_spectrum(precise, wide) if spectrum else {},
     )
+
+
+def _check_options(layer: object, name: object, keep: object, spectrum: object) -> None:
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+    for argument, text in (("name", name), ("keep", keep)):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{argument}: expected a string or None, got {type(text).__name__}")
+    if not isinstance(spectrum, bool):
+        raise TypeError(f"spectrum: expected True or False, got {type(spectrum).__name__}")
 
 
 def _checked_inputs(layer: nn.Module, example: Any) -> list[Tensor]:
