@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +77,7 @@ class Steps:
 
         Raises ValueError for a number that isn't rational, the only ones that a Spec's text has.
         """
-        stages = [
-            [s.name, _names(s.inputs), _names(s.outputs), _lines(s)] for s in self.cell.stages
-        ]
+        stages = [_stage_as_lists(stage) for stage in self.cell.stages]
         return json.dumps([self.cell.name, *stages], separators=(",", ":"))
 
     @functools.cached_property
@@ -189,7 +186,7 @@ class Steps:
         stage, spec = self.cell.stages[index], self._back[index]
         adjoints = dict(zip(_names(stage.inputs), _names(spec.outputs), strict=True))
         own, inputs = self._own(index), _names(spec.inputs)
-        seeds = _seeds([v for v in inputs if v not in own], self.cell)
+        seeds = {v: seed for v, seed in spec.seed_of.items() if seed in inputs}
         shapes = {v: self.shapes[v] if v in own else FULL for v in inputs}
         added = {*written, *self.cell.vectors, *self.cell.states}
         sums = [adjoint for v, adjoint in adjoints.items() if v in added]
@@ -215,12 +212,6 @@ def steps(known: Cell) -> Steps:
 def steps_of_text(text: str) -> Steps:
     """The cell whose `text` this is, lowered."""
     return steps(_cell_of_text(text))
-
-
-def _seeds(unknown: list[str], known: Cell) -> dict[str, str]:
-    """{value: the input of a backward pass that is its seed}."""
-    found = ((v, seed) for v in known.made for seed in unknown if re.fullmatch(f"g+_{v}", seed))
-    return dict(found)
 
 
 def _with_norms(stage: Spec, taken: set[str]) -> tuple[Equation, ...]:
@@ -259,8 +250,10 @@ def _all_names(inputs: Iterable[Expr], equations: Iterable[Equation]) -> list[st
 # ---- the cell as text -----------------------------------------------------------------------
 
 
-def _lines(spec: Spec) -> list[list[Any]]:
-    return [[str(v), _packed(e, spec)] for v, e in spec.equations]
+def _stage_as_lists(spec: Spec) -> list[Any]:
+    lines = [[str(v), _packed(e, spec)] for v, e in spec.equations]
+    roles = [_names(pair) for pair in spec.roles]
+    return [spec.name, _names(spec.inputs), _names(spec.outputs), lines, roles]
 
 
 def _packed(e: Expr, spec: Spec) -> Any:
@@ -283,9 +276,12 @@ def _unpacked(data: Any) -> Expr:
 
 def _cell_of_text(text: str) -> Cell:
     name, *stages = json.loads(text)
-    return cell([_spec(*parts) for parts in stages], name)
+    return cell([_stage_of_lists(*parts) for parts in stages], name)
 
 
-def _spec(name: str, inputs: list[str], outputs: list[str], lines: list[list[Any]]) -> Spec:
+def _stage_of_lists(
+    name: str, inputs: list[str], outputs: list[str], lines: list[list[Any]], roles: list[list[str]]
+) -> Spec:
     equations = tuple((symbol(v), _unpacked(e)) for v, e in lines)
-    return Spec(name, equations, tuple(map(symbol, inputs)), tuple(map(symbol, outputs)))
+    named = tuple((symbol(v), symbol(of)) for v, of in roles)
+    return Spec(name, equations, tuple(map(symbol, inputs)), tuple(map(symbol, outputs)), named)

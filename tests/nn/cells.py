@@ -150,7 +150,7 @@ WRITTEN = [
 """The cells that train."""
 
 LINES = {
-    "a decay by an exponential": "c = 0.9*c_prev + exp(-a_f/0.1)\nh = c",
+    "a decay by an exponential": "c = 0.9*c_prev + exp(-a_f/0.1)\nh = tanh(c)/9",
     "a gate taken away": "f = sigmoid(a_f)\nc = c_prev/3 + a_g - f/0.3\nh = tanh(c)",
     "minus a quotient": "c = -a_g/1.5 + c_prev/4\nh = c*sigmoid(a_f)",
     "a quotient inside": "c = tanh(-a_f/0.5) - c_prev/7\nh = c*a_g",

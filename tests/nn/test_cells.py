@@ -8,17 +8,13 @@ import torch
 from gatelib.cell import cell
 from gatelib.kernels.steps import steps, steps_of_text
 from gatelib.nn import Recurrent
+from gatelib.spec import Spec, symbol
 from tests.nn.cells import LINES, WRITTEN, of_lines
 from tests.nn.witness import derivatives, poisoned
 
 B, T, D, H = 3, 4, 3, 5
 every_cell = pytest.mark.parametrize("spec", WRITTEN, ids=lambda spec: spec.name)
-PRINTED = pytest.mark.xfail(reason="torch source without its brackets (F3)")
-WAITING = ("a decay by an exponential", "one divided by it")
 every_line = pytest.mark.parametrize("title", LINES)
-every_printed_line = pytest.mark.parametrize(
-    "title", [pytest.param(t, marks=PRINTED) if t in WAITING else t for t in LINES]
-)
 
 
 def layer(spec, impl, seed=0, **options):
@@ -58,7 +54,7 @@ def test_fused_equals_the_plain_loop(spec, order):
     assert_alike(spec, order)
 
 
-@every_printed_line
+@every_line
 @pytest.mark.parametrize("order", [1, 2])
 def test_numbers_mean_the_same_on_both_paths(title, order):
     assert_alike(of_lines(title), order)
@@ -93,13 +89,23 @@ def test_the_default_computes_what_the_lines_say():
         for parameter in made.parameters():
             parameter.fill_(0.0)
         made.weight_ih_l0[0] = 1.0
-    y, _ = made(torch.tensor([[[0.3], [-0.91]]], dtype=torch.float64))
+    values = made.values(torch.tensor([[[0.3], [-0.91]]], dtype=torch.float64))[""]["c"]
+    _, last = made(torch.tensor([[[0.3], [-0.91]]], dtype=torch.float64))
     first = torch.exp(torch.tensor(-3.0, dtype=torch.float64))
     second = 0.9 * first + torch.exp(torch.tensor(9.1, dtype=torch.float64))
-    torch.testing.assert_close(y[0, :, 0], torch.stack([first, second]), atol=0, rtol=1e-14)
+    torch.testing.assert_close(values.flatten(), torch.stack([first, second]), atol=0, rtol=1e-14)
+    torch.testing.assert_close(last["c"].flatten(), second[None], atol=0, rtol=1e-14)
 
 
 @every_line
 def test_the_text_of_a_cell_loses_nothing(title):
     known = cell(of_lines(title))
     assert steps_of_text(steps(known).text).cell == known
+
+
+def test_the_text_of_a_cell_keeps_what_its_names_were_derived_from():
+    back = of_lines("a quotient inside").vjp()
+    equations = (*back.equations, (symbol("h"), back.equations[0][1]))
+    outputs = (*back.outputs, symbol("h"))
+    known = cell(Spec("derived", equations, (*back.inputs, symbol("a_z")), outputs, back.roles))
+    assert steps_of_text(steps(known).text).cell == known and known.spec.roles
