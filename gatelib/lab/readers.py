@@ -301,13 +301,7 @@ def _read_highway(module: Highway, arguments: list[Any], result: Any) -> dict[st
 
 def _read_gtrxl(module: GTrXLGate, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """r, z and the candidate h, from the weights, the stream x and the sublayer's output y."""
-    x, y = arguments
-    size = 2 * module.features
-    from_y, from_x = F.linear(y, module.weight_y), F.linear(x, module.weight_x[:size])
-    r, z = (from_y[..., :size] + from_x).chunk(2, -1)
-    r, z = torch.sigmoid(r), torch.sigmoid(z - module.bias)
-    h = torch.tanh(from_y[..., size:] + F.linear(r * x, module.weight_x[size:]))
-    return {"": {"r": r, "z": z, "h": h}}
+    return {"": dict(zip("rzh", module.gates(*arguments), strict=True))}
 
 
 def _read_recurrent_highway(
@@ -321,9 +315,7 @@ def _read_recurrent_highway(
     for layer in range(module.depth):
         a = F.linear(s, module.weight_hh[layer], None if layer == 0 else module.bias[layer])
         a = a + F.linear(x, module.weight_ih, module.bias[0]) if layer == 0 else a
-        a_n, *gates = a.chunk(2 if module.coupled else 3, -1)
-        n, t = torch.tanh(a_n), torch.sigmoid(gates[0])
-        c = 1 - t if module.coupled else torch.sigmoid(gates[1])
+        n, t, c = module.gates(a)
         s = t * n + c * s
         named = {"n": n, "t": t, "c": c, "h": s}
         path = f".l{layer}" if module.depth > 1 else ""

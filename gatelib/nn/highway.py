@@ -237,12 +237,17 @@ class GTrXLGate(nn.Module):
         check_features("y", y, self.features, self.weight_y)
         if x.shape != y.shape:
             raise ValueError(f"y: expected x's shape {tuple(x.shape)}, got {tuple(y.shape)}")
+        _, z, h = self.gates(x, y)
+        return (1 - z) * x + z * h
+
+    def gates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """r, z and the candidate h of `forward`'s inputs, (..., D) each: to look at."""
         size = 2 * self.features
         from_y, gates = F.linear(y, self.weight_y), F.linear(x, self.weight_x[:size])
         r, z = (from_y[..., :size] + gates).chunk(2, -1)
         r, z = torch.sigmoid(r), torch.sigmoid(z - self.bias)
         h = torch.tanh(from_y[..., size:] + F.linear(r * x, self.weight_x[size:]))
-        return (1 - z) * x + z * h
+        return r, z, h
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -357,13 +362,15 @@ class RecurrentHighway(nn.Module):
         for layer in range(self.depth):
             bias = None if layer == 0 else self.bias[layer]
             a = F.linear(s.to(first.dtype), self.weight_hh[layer], bias)
-            s = self._micro_step(a + first if layer == 0 else a, s)
+            n, t, c = self.gates(a + first if layer == 0 else a)
+            s = t * n + c * s
         return s
 
-    def _micro_step(self, packed: Tensor, s: Tensor) -> Tensor:
+    def gates(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidate n, transform gate t and carry gate c of packed preactivations (..., G*H)."""
         a_n, *a = packed.chunk(2 if self.coupled else 3, -1)
         n, t = torch.tanh(a_n), torch.sigmoid(a[0])
-        return t * n + (1 - t if self.coupled else torch.sigmoid(a[1])) * s
+        return n, t, 1 - t if self.coupled else torch.sigmoid(a[1])
 
     def _initial(self, input: Tensor, given: Tensor | None) -> Tensor:
         shape = (input.shape[0], self.hidden_size)
