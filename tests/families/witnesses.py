@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,15 @@ def close(found, expected, bound=1e-10):
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     assert np.shape(found) == np.shape(expected)
     assert np.abs(found - expected).max(initial=0.0) <= bound * scale
+
+
+def assert_upstream_is_checked(gradients):
+    """What a function of gradients says of upstream gradients that fit no output."""
+    run, x = (lambda v: {"y": v["x"]}), {"x": np.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"upstream\['h'\]: expected one of .*'y': \(2, 3\)"):
+        gradients(run, x, {"h": np.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"upstream\['y'\]: .*got \(3,\)"):
+        gradients(run, x, {"y": np.ones(3)})
 
 
 def named(x, weights, state, dy, d_state, name="h"):

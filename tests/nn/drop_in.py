@@ -191,6 +191,15 @@ def assert_close(ours, truth, tolerance):
         assert error(value, truth[name].double()) <= tolerance, name
 
 
+def assert_torchs(ours, x, hx, tolerance):
+    """Outputs and gradients are torch's: to the bit from the fused path, or within a tolerance."""
+    found, theirs = everything(ours, x, hx), everything(peer(ours), x, hx)
+    if ours.impl == "fused":
+        assert_same(found, theirs)
+    else:
+        assert_close(found, theirs, tolerance)
+
+
 def assert_no_further_than_torch(ours, x, hx, theirs=None):
     """Against float64, `ours` errs at most twice as much as torch, and a rounding."""
     theirs = theirs or peer(ours)

@@ -213,13 +213,19 @@ def assert_same_weights(found, expected):
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(value))
 
 
+def turned(cell, weights, source, target):
+    """The weights in the other layout, in which they compute the same."""
+    there = turn(cell, weights, source, target)
+    expected = outputs(cell, source, weights, sequences())
+    np.testing.assert_allclose(outputs(cell, target, there, sequences()), expected, atol=1e-13)
+    return there
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("cell", "source", "target"), PAIRS)
 def test_converted_weights_compute_the_same_and_return_to_the_bit(cell, source, target, bias):
     weights = drawn(cell, source, bias=bias, one_bias=True)
-    there = turn(cell, weights, source, target)
-    expected = outputs(cell, source, weights, sequences())
-    np.testing.assert_allclose(outputs(cell, target, there, sequences()), expected, atol=1e-13)
+    there = turned(cell, weights, source, target)
     assert_same_weights(turn(cell, there, target, source), weights)
 
 
@@ -229,9 +235,7 @@ TWO = [(c, a, b) for c, a, b in PAIRS if all(TABLES[c][k].biases == 2 for k in (
 @pytest.mark.parametrize(("cell", "source", "target"), TWO)
 def test_two_biases_stay_two(cell, source, target):
     weights = drawn(cell, source)
-    there = turn(cell, weights, source, target)
-    expected = outputs(cell, source, weights, sequences())
-    np.testing.assert_allclose(outputs(cell, target, there, sequences()), expected, atol=1e-13)
+    there = turned(cell, weights, source, target)
     assert_same_weights(turn(cell, there, target, source), weights)
 
 
@@ -248,9 +252,7 @@ SINGLE = [
 @pytest.mark.parametrize(("cell", "two", "one"), SINGLE)
 def test_two_biases_of_which_the_sum_acts_become_one_and_return_as_their_sum_and_0(cell, two, one):
     weights = drawn(cell, two)
-    there = turn(cell, weights, two, one)
-    expected = outputs(cell, two, weights, sequences())
-    np.testing.assert_allclose(outputs(cell, one, there, sequences()), expected, atol=1e-13)
+    there = turned(cell, weights, two, one)
     plain = "torch_before" if cell == "gru" else "torch"
     before, after = turn(cell, weights, two, plain), turn(cell, there, one, plain)
     total = before["bias_ih_l0"] + before["bias_hh_l0"]

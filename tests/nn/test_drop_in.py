@@ -21,6 +21,7 @@ from tests.nn.drop_in import (
     assert_close,
     assert_no_further_than_torch,
     assert_same,
+    assert_torchs,
     draw,
     error,
     every_dtype,
@@ -79,11 +80,7 @@ def test_packed_sequences_are_torchs(family, options, sort, impl):
     packed = sequences([7, 4, 4, 1] if sort else [4, 1, 7, 4], sort=sort)
     _, hx = draw(ours, batch=4)
     for states in (hx, None):
-        found, theirs = (everything(m, packed, states) for m in (ours, peer(ours)))
-        if impl == "fused":
-            assert_same(found, theirs)
-        else:
-            assert_close(found, theirs, 1e-6)
+        assert_torchs(ours, packed, states, 1e-6)
 
 
 @every_dtype
@@ -124,11 +121,7 @@ def test_any_shape_is_torchs(family, impl, sizes, layers, flags, seed):
     options = {"bias": bias, "batch_first": batch_first, "bidirectional": both, "impl": impl}
     ours = family.layer(features, hidden, layers, **options, **family.options)
     x, hx = draw(ours, batch, steps, unbatched)
-    found, theirs = everything(ours, x, hx), everything(peer(ours), x, hx)
-    if impl == "fused":
-        assert_same(found, theirs)
-    else:
-        assert_close(found, theirs, 3e-6)
+    assert_torchs(ours, x, hx, 3e-6)
 
 
 @every_impl
