@@ -35,6 +35,7 @@ def triton() -> Any:
     return triton
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on the CPU."""
     return bool(triton().knobs.runtime.interpret)

@@ -1,6 +1,6 @@
 """A cell over time in one Triton kernel, and back in another, on torch tensors.
 
-Imports torch, gatelib.spec, gatelib.kernels.launch and gatelib.kernels.scan_source.
+Imports torch, gatelib.spec, and gatelib.kernels' launch, operator and scan_source.
 Must not import gatelib.nn, gatelib.lab or gatelib.reference.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gatelib.kernels import launch, scan_source
 from gatelib.kernels.launch import State
+from gatelib.kernels.operator import Operator
 from gatelib.kernels.scan_source import ScanSource
 from gatelib.spec import Spec
 
@@ -36,13 +37,15 @@ class TimeScan:
     Call it with the cell's inputs in their order, without the carries: streams are (B, T, D),
     parameters (D,). `initial_state` is one (B, D) tensor per carry (a tensor alone for one carry),
     zeros if left out. Returns `(outputs, final_state)`: outputs (B, T, D) in the streams' dtype,
-    states (B, D) in the dtype of the computation, each alone or as a tuple. Raises TypeError or
-    ValueError, naming the input, for a wrong count, dtype, device, shape or layout.
+    states (B, D) in the dtype of the computation, each alone or as a tuple. One operator,
+    `gatelib::scan`: compile and vmap know it; second derivatives run the torch source. Raises
+    TypeError or ValueError, naming the input, for a wrong count, dtype, device, shape or layout.
     """
 
     def __init__(self, spec: Spec, params: Iterable[str] = (), keep: str = "") -> None:
         self.spec = spec
-        self.plan: ScanSource = scan_source.time_scan(spec, params, keep)
+        self.key = repr(spec), " ".join(params), keep
+        self.plan: ScanSource = _plan(*self.key)
         self.names = [str(v) for v in spec.inputs if str(v) not in self.plan.carries]
 
     def __call__(self, *inputs: Tensor, initial_state: State | None = None) -> tuple[State, State]:
@@ -51,9 +54,10 @@ class TimeScan:
         stream = self._check_inputs(named)
         named |= self._states(initial_state, stream)
         ordered = [named[str(v)] for v in self.spec.inputs]
-        results = _ScanFunction.apply(self.plan, *ordered)  # type: ignore[no-untyped-call]
+        results = OPERATOR(*self.key, ordered)
         count = len(self.spec.outputs)
-        return launch.one_or_all(results[:count]), launch.one_or_all(results[count:])
+        ends = results[count : count + len(self.plan.carries)]
+        return launch.one_or_all(results[:count]), launch.one_or_all(ends)
 
     def _check_inputs(self, named: Mapping[str, Tensor]) -> Tensor:
         """Every input as it should be; returns the first stream."""
@@ -134,45 +138,111 @@ def _per_lane(like: Like) -> Like:
     return (batch, width), launch.compute_dtype(dtype), device
 
 
-class _ScanFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, plan: ScanSource, *inputs: Tensor) -> tuple[Tensor, ...]:
-        named = {str(v): x for v, x in zip(plan.spec.inputs, inputs, strict=True)}
-        ctx.plan = plan
-        ctx.likes = {n: (x.shape, x.dtype, x.device) for n, x in named.items()}
-        shape, dtype, device = stream = ctx.likes[plan.streams[0]]
-        outputs = [str(v) for v in plan.spec.outputs]
-        # What nobody asked to see is kept in the dtype of the computation.
-        dtypes = {v: dtype if v in outputs else launch.compute_dtype(dtype) for v in plan.stored}
-        stored = {v: launch.empty(shape, kind, device) for v, kind in dtypes.items()}
-        ends = [launch.empty(*_per_lane(stream)) for _ in plan.carries]
-        kernel = launch.load(plan.text)[plan.forward]
-        _launch(kernel, plan.forward_reads, stream, [*inputs, *stored.values(), *ends])
-        known = stored | named
-        ctx.save_for_backward(*(known[v] for v in plan.reverse_reads))
-        ctx.set_materialize_grads(False)
-        return *(stored[v] for v in outputs), *ends
+# ---- the operator --------------------------------------------------------------------------
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        plan, stream = ctx.plan, ctx.likes[ctx.plan.streams[0]]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{plan.reverse}: a scan can be differentiated once, and create_graph=True asks "
-                "for more; run the cell step by step for second derivatives"
-            )
-        arrived = [None if g is None else g.contiguous() for g in upstream]
-        outputs = [str(v) for v in plan.spec.outputs]
-        seeds = dict(zip(outputs, arrived, strict=False))
-        # Lanes that added to one sum together would make it depend on their order.
-        likes = ctx.likes | dict.fromkeys(plan.params, _per_lane(stream))
-        adjoints = {name: launch.empty(*like) for name, like in likes.items()}
-        arguments = [*ctx.saved_tensors, *(seeds.get(v) for v in plan.seeds)]
-        arguments += [*arrived[len(outputs) :], *adjoints.values()]
-        _launch(launch.load(plan.text)[plan.reverse], plan.backward_reads, stream, arguments)
-        for name in plan.params:
-            adjoints[name] = adjoints[name].sum(0).to(ctx.likes[name][1])
-        return None, *adjoints.values()
+
+@functools.lru_cache(maxsize=256)
+def _plan(gate: str, params: str, keep: str) -> ScanSource:
+    return scan_source.time_scan(Spec.read(gate), params.split(), keep)
+
+
+def _buffers(plan: ScanSource, stream: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """What the forward kernel writes: values of all steps by name, and the final states."""
+    kinds = {v: launch.compute_dtype(stream.dtype) for v in plan.stored}
+    # What nobody asked to see is kept in the dtype of the computation.
+    kinds |= {str(v): stream.dtype for v in plan.spec.outputs}
+    stored = {v: launch.empty(stream.shape, k, stream.device) for v, k in kinds.items()}
+    like = _per_lane((stream.shape, stream.dtype, stream.device))
+    return stored, [launch.empty(*like) for _ in plan.carries]
+
+
+def _in_order(plan: ScanSource, stored: dict[str, Tensor], ends: list[Tensor]) -> list[Tensor]:
+    """Outputs, final states, and then what the backward pass needs beside them."""
+    outputs = [str(v) for v in plan.spec.outputs]
+    rest = [value for name, value in stored.items() if name not in outputs]
+    return [*(stored[v] for v in outputs), *ends, *rest]
+
+
+def _stream(plan: ScanSource, values: Sequence[Tensor]) -> Tensor:
+    return values[[str(v) for v in plan.spec.inputs].index(plan.streams[0])]
+
+
+def _forward(gate: str, params: str, keep: str, values: list[Tensor]) -> list[Tensor]:
+    """Run the kernel from the first step to the last; `values` are the inputs in their order."""
+    plan = _plan(gate, params, keep)
+    stream = _stream(plan, values)
+    stored, ends = _buffers(plan, stream)
+    arguments = [*(v.contiguous() for v in values), *(stored[v] for v in plan.stored), *ends]
+    like = stream.shape, stream.dtype, stream.device
+    _launch(launch.load(plan.text)[plan.forward], plan.forward_reads, like, arguments)
+    return _in_order(plan, stored, ends)
+
+
+def _shapes(gate: str, params: str, keep: str, values: list[Tensor]) -> list[Tensor]:
+    plan = _plan(gate, params, keep)
+    return _in_order(plan, *_buffers(plan, _stream(plan, values)))
+
+
+def _backward(
+    d_results: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
+    gate: str,
+    params: str,
+    keep: str,
+    values: list[Tensor],
+) -> list[Tensor]:
+    """Run the kernel from the last step to the first: the adjoint of each input."""
+    plan = _plan(gate, params, keep)
+    names, outputs = ([str(v) for v in side] for side in (plan.spec.inputs, plan.spec.outputs))
+    rest = [v for v in plan.stored if v not in outputs]
+    known = dict(zip([*outputs, *plan.carries.values(), *rest], kept, strict=True))
+    known |= dict(zip(outputs, kept, strict=False)) | dict(zip(names, values, strict=True))
+    known = {name: value.contiguous() for name, value in known.items()}
+    arrived = [None if d is None else d.contiguous() for d in d_results]
+    seeds = dict(zip(outputs, arrived, strict=False))
+    stream = known[plan.streams[0]]
+    like = stream.shape, stream.dtype, stream.device
+    adjoints = {n: launch.empty(*_like(plan, n, like, known[n])) for n in names}
+    arguments = [*(known[v] for v in plan.reverse_reads), *(seeds.get(v) for v in plan.seeds)]
+    arguments += [*arrived[len(outputs) :], *adjoints.values()]
+    _launch(launch.load(plan.text)[plan.reverse], plan.backward_reads, like, arguments)
+    for name in plan.params:
+        adjoints[name] = adjoints[name].sum(0).to(known[name].dtype)
+    return list(adjoints.values())
+
+
+def _like(plan: ScanSource, name: str, like: Like, value: Tensor) -> Like:
+    """The buffer of an adjoint. Lanes of a parameter that added to one sum together would make it
+    depend on their order, so each has its own."""
+    return _per_lane(like) if name in plan.params else (value.shape, value.dtype, value.device)
+
+
+def _plain(gate: str, params: str, keep: str, values: list[Tensor]) -> list[Tensor]:
+    """The same by torch's operations, step by step: for second derivatives."""
+    plan = _plan(gate, params, keep)
+    spec, stream = plan.spec, _stream(plan, values)
+    wide = launch.compute_dtype(stream.dtype)
+    named = {str(v): x.to(wide) for v, x in zip(spec.inputs, values, strict=True)}
+    state, steps = {p: named[p] for p in plan.carries}, list[dict[str, Tensor]]()
+    for t in range(stream.shape[1]):
+        now = {v: named[v][:, t] for v in plan.streams}
+        steps.append(spec.exposed.evaluate(named | now | state, "torch"))
+        state = {p: steps[-1][v] for p, v in plan.carries.items()}
+    outputs = [str(v) for v in spec.outputs]
+    stacked = [torch.stack([step[v] for step in steps], 1) if steps else stream for v in outputs]
+    return [*(value.to(stream.dtype) for value in stacked), *state.values()]
+
+
+OPERATOR = Operator(
+    "scan",
+    forward=_forward,
+    shapes=_shapes,
+    results=lambda *given: len(_plan(*given[:3]).spec.outputs) + len(_plan(*given[:3]).carries),
+    backward=_backward,
+    kept=lambda outputs, count: outputs,
+    plain=_plain,
+)
 
 
 @functools.lru_cache(maxsize=256)
@@ -181,7 +251,7 @@ def _scan(spec: Spec, params: tuple[str, ...], keep: str) -> TimeScan:
 
 
 def scan(spec: Spec, params: Iterable[str] = (), keep: str = "") -> TimeScan:
-    """The cell `spec` over time, differentiable once: `scan(MINGRU)(a_z, n, initial_state=h0)`.
+    """The cell `spec` over time, differentiable: `scan(MINGRU)(a_z, n, initial_state=h0)`.
 
     `params` names the inputs that are vectors (D,); `keep` the intermediate values that the forward
     pass saves instead of computing them again. Raises SpecError for a Spec that is not elementwise

@@ -129,6 +129,19 @@ def test_second_derivatives_of_an_elementwise_kernel_agree():
         assert_close(results[0], results[1], results[1], torch.float64)
 
 
+def test_an_elementwise_kernel_can_be_mapped_and_compiled():
+    spec = Spec.parse("swiglu", "a b -> y", "y = silu(a)*b")
+    a, b = (draw(n, (3, 5, 4), torch.float64) for n in "ab")
+    run = elementwise(spec)
+    assert torch.equal(torch.vmap(run, (2, 0))(a.movedim(0, 2), b), run(a, b))
+    assert torch.equal(torch.vmap(run, (0, None))(a, b[0]), run(a, b[:1].repeat(3, 1, 1)))
+    compiled = torch.compile(lambda a, b: 2 * run(a, b), fullgraph=True, backend="aot_eager")
+    a.requires_grad_()
+    (slope,) = torch.autograd.grad(compiled(a, b).sum(), a)
+    (truth,) = torch.autograd.grad(2 * run(a, b).sum(), a)
+    assert torch.equal(slope, truth)
+
+
 def test_wrong_elementwise_input_is_refused_by_name():
     a, b = torch.zeros(3, 4, device=DEVICE), torch.zeros(3, 5, device=DEVICE)
     swiglu = elementwise(Spec.parse("swiglu", "a b -> y", "y = silu(a)*b"))

@@ -11,7 +11,8 @@ import random
 import pytest
 import torch
 
-from gatelib.kernels.scan import TimeScan, scan
+from gatelib.kernels import scan as kernel
+from gatelib.kernels.scan import scan
 from tests.kernels import agreement
 from tests.kernels.agreement import (
     CELLS,
@@ -175,11 +176,55 @@ def test_a_second_backward_gives_the_same_bits():
     assert all(torch.equal(before[n], x) for n, x in inputs.items())
 
 
-def test_a_scan_refuses_second_derivatives():
-    inputs = cell_inputs(MINGRU, (2, 3, 5), torch.float64)
-    (h,), _ = with_kernels(MINGRU, inputs)
-    with pytest.raises(RuntimeError, match="mingru_reverse: a scan can be differentiated once"):
-        torch.autograd.grad(h.sum(), inputs["n"], create_graph=True)
+@named([MINGRU, PEEPHOLE, HIDDEN])
+def test_second_derivatives_of_a_scan_agree(spec):
+    """Two scans in a row, the second on what the first gave: no path is counted twice."""
+    results = []
+    for run in (with_kernels, step_by_step):
+        inputs = cell_inputs(spec, (2, 3, 5), torch.float64)
+        outputs, final = run(spec, inputs)
+        state = dict(zip(map(str, spec.carries), final, strict=True))
+        more, _ = run(spec, inputs | state)
+        total = (more[0] * outputs[0]).sum() + sum((f * f).sum() for f in final)
+        wanted = list(inputs.values())
+        first = torch.autograd.grad(total, wanted, create_graph=True)
+        results.append([*first, *gradients(first, inputs)])
+    assert_close(results[0], results[1], results[1], torch.float64)
+
+
+def test_a_scan_can_be_mapped_over_inputs_and_over_gradients():
+    inputs = cell_inputs(MINGRU, (2, 5, 7), torch.float64)
+    a_z, n, h_prev = (inputs[name] for name in ("a_z", "n", "h_prev"))
+
+    def last(a_z, n, h_prev):
+        return scan(MINGRU)(a_z, n, initial_state=h_prev)[1]
+
+    many = torch.stack([a_z, 2 * a_z, -a_z]).detach()
+    mapped = torch.vmap(last, (0, None, None))(many, n.detach(), h_prev.detach())
+    alone = torch.stack([last(x, n, h_prev) for x in many])
+    assert torch.equal(mapped, alone)
+    inner = torch.vmap(last, (2, None, None))(many.movedim(0, 2), n.detach(), h_prev.detach())
+    assert torch.equal(inner, alone), "no row of it is contiguous"
+    every = torch.autograd.functional.jacobian(last, (a_z, n, h_prev), vectorize=True)
+    each = torch.autograd.functional.jacobian(last, (a_z, n, h_prev))
+    assert_close(every, each, each, torch.float64)
+
+
+def test_a_scan_is_one_node_of_a_compiled_graph():
+    cell, inputs = (
+        scan(PEEPHOLE, params_of(PEEPHOLE)),
+        cell_inputs(PEEPHOLE, (2, 5, 7), torch.float64),
+    )
+
+    def run(inputs):
+        (h, c), final = cell(*(inputs[n] for n in cell.names), initial_state=inputs["c_prev"])
+        return 2 * h + c, final
+
+    results = []
+    for call in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
+        y, final = call(inputs)
+        results.append([y, final, *gradients([y, final], inputs)])
+    assert_close(results[0], results[1], results[1], torch.float64)
 
 
 def test_rows_do_not_leak_into_each_other():
@@ -233,18 +278,14 @@ def test_autocast_changes_nothing():
     ],
 )
 def test_a_wrong_sign_or_index_in_a_kernel_is_noticed(right, wrong, monkeypatch):
-    def kernels(spec, inputs):
-        broken = TimeScan(spec, params_of(spec))
-        assert right in broken.plan.text
-        text = broken.plan.text.replace(right, wrong)
-        broken.plan = dataclasses.replace(broken.plan, text=text)
-        outputs, final = broken(*(inputs[n] for n in broken.names), initial_state=inputs["c_prev"])
-        return [*outputs], [final]
-
+    plan = scan(PEEPHOLE, params_of(PEEPHOLE)).plan
+    assert right in plan.text
+    broken = dataclasses.replace(plan, text=plan.text.replace(right, wrong))
+    monkeypatch.setattr(kernel, "_plan", lambda *key: broken)
     steps_at_once(monkeypatch, 2)
     inputs = cell_inputs(PEEPHOLE, (2, 5, 5), torch.float64)
     with pytest.raises(AssertionError, match=r"error .* above|not finite"):
-        assert_scan_agrees(PEEPHOLE, inputs, torch.float64, kernels)
+        assert_scan_agrees(PEEPHOLE, inputs, torch.float64)
 
 
 def streams(width=5, dtype=torch.float32):

@@ -19,4 +19,4 @@ def test_every_layer_runs_on_a_device_that_is_no_cpu():
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 70
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 70
