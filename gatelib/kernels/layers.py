@@ -105,8 +105,9 @@ class Layer:
 
     @functools.cached_property
     def seed(self) -> str:
-        """The name of y's adjoint."""
-        return next(v for v in map(str, self.vjp.inputs) if v not in self.shapes)
+        """The name of y's adjoint; where no derivative needs it, some free name."""
+        found = (v for v in map(str, self.vjp.inputs) if v not in self.shapes)
+        return next(found, self._free("g_y"))
 
     @functools.cached_property
     def adjoints(self) -> dict[str, str]:

@@ -192,6 +192,7 @@ OWN = {
     ),
     "a gate read twice": ("a_h a_t x -> y", "t = sigmoid(a_t); h = tanh(a_h*t + a_t); y = t*h + x"),
     "quotient": ("a_h a_t x -> y", "e = exp(-a_t); y = (tanh(a_h) + x)/(1.5 + e)"),
+    "has derivative 0": ("a_h -> y", "d_x = 2 - a_h; y = a_h + d_x"),
     "mean": ("a_h a_t x -> y", "m = mean(a_h); t = sigmoid(a_t); y = t*(a_h - m) + (1 - t)*x"),
     "mean of a gate": ("a_h a_t x -> y", "t = sigmoid(a_t); m = mean(t); y = m*tanh(a_h) + t*x"),
     "normalised": ("a_h a_t x -> y", "n = normalize(a_h); t = sigmoid(a_t); y = t*n + x"),
