@@ -1,6 +1,7 @@
 """Writes a gate as source code that a person can read: NumPy, torch, JavaScript.
 
-Imports gatelib.functions, constants, algebra, pieces; NumPy or torch once a function compiles.
+Imports gatelib.algebra, gatelib.constants, gatelib.functions, gatelib.pieces and
+gatelib.printers_javascript; NumPy, SciPy or torch once a function compiles.
 Must not import any other floor of gatelib: it knows no Spec.
 
 The names are those of the equations, one line an equation. Triton kernels, which need loads,

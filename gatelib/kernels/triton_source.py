@@ -1,6 +1,6 @@
 """A Spec as Triton source that a person can read: its expressions, and the elementwise kernel.
 
-Imports SymPy, and gatelib's spec, constants, functions, pieces and printers.
+Imports SymPy, gatelib.constants, gatelib.functions, gatelib.pieces, gatelib.printers, gatelib.spec.
 Must not import Triton or torch: what is made here is text, and `gatelib.kernels.launch` runs it.
 
 Names in a kernel are the names of the equations. Names of the harness end in `_`, which a Spec
