@@ -22,7 +22,7 @@ Run: python benchmarks/recurrent.py [--rounds N] [--device cpu|cuda] [--input-gr
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from _harness import compare, table, write
@@ -54,39 +54,64 @@ class Indexing(nn.Module):
         return torch.cat(outputs, 1), state
 
 
-def products(layer: Recurrent, x: torch.Tensor, loss: bool) -> Callable[[], None]:
-    """The matrix products of a training step of one layer and, on demand, the loss, alone.
+class Products:
+    """The matrix products of a training step of one layer, alone.
 
     W x and the weights' gradients take a block of steps at a time; U h and its adjoint take one.
     """
-    weight_ih, weight_hh = (w.detach() for w in (layer.weight_ih_l0, layer.weight_hh_l0))
-    (width, hidden), (batch, time, _) = weight_hh.shape, x.shape
-    rows = x.detach().transpose(0, 1).contiguous().view(time * batch, -1)
-    block = kernel.block_steps(time, batch, width, x.element_size())
-    gates, h = x.new_zeros(block, batch, width), x.new_zeros(time, batch, hidden)
-    state, d_x = x.new_zeros(batch, hidden), torch.empty_like(rows)
-    d_ih, d_hh = torch.zeros_like(weight_ih.t()), torch.zeros_like(weight_hh.t())
-    forward = kernel.Map(weight_hh, batch, time)
-    backward = kernel.Map(weight_hh.t(), batch, time)
+
+    def __init__(self, layer: Recurrent, x: torch.Tensor) -> None:
+        self.weight_ih, weight_hh = (w.detach() for w in (layer.weight_ih_l0, layer.weight_hh_l0))
+        (width, hidden), (batch, time, _) = weight_hh.shape, x.shape
+        self.rows = x.detach().transpose(0, 1).contiguous().view(time * batch, -1)
+        self.block = kernel.block_steps(time, batch, width, x.element_size())
+        self.gates = x.new_zeros(self.block, batch, width)
+        self.h, self.state = x.new_zeros(time, batch, hidden), x.new_zeros(batch, hidden)
+        self.d_x = torch.empty_like(self.rows) if x.requires_grad else None
+        self.d_ih, self.d_hh = (torch.zeros_like(w.t()) for w in (self.weight_ih, weight_hh))
+        self.there = kernel.Map(weight_hh, batch, time)
+        self.back = kernel.Map(weight_hh.t(), batch, time)
+
+    def blocks(self) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """For each block of steps its steps, its rows, and room for its gates."""
+        time, batch, _ = self.h.shape
+        for start in range(0, time, self.block):
+            steps = slice(start, min(start + self.block, time))
+            yield steps, slice(steps.start * batch, steps.stop * batch), self.gates[: time - start]
+
+    def forward(self) -> None:
+        """W x for a block, U h added at each step."""
+        for _, rows, a in self.blocks():
+            torch.mm(self.rows[rows], self.weight_ih.t(), out=a.flatten(0, 1))
+            for at in a:
+                self.there.added(at, at, self.state)
+
+    def loss(self) -> None:
+        """The loss of a training step, and its gradient."""
+        self.h.requires_grad_().transpose(0, 1).square().mean().backward()
+        self.h.grad = None
+
+    def backward(self) -> None:
+        """The adjoint of U h at each step, the weights' gradients for a block."""
+        for steps, rows, a in self.blocks():
+            for at in a:
+                self.back.into(self.state, at, None)
+            self.state.zero_()
+            flat = a.flatten(0, 1)
+            self.d_ih.addmm_(self.rows[rows].t(), flat)
+            self.d_hh.addmm_(self.h.detach()[steps].flatten(0, 1).t(), flat)
+            if self.d_x is not None:
+                torch.mm(flat, self.weight_ih, out=self.d_x[rows])
+
+
+def products(layer: Recurrent, x: torch.Tensor, loss: bool) -> Callable[[], None]:
+    """The matrix products of a training step of one layer and, on demand, the loss, alone."""
+    own = Products(layer, x)
+    parts = [own.forward, *([own.loss] if loss else []), own.backward]
 
     def run() -> None:
-        for start in range(0, time, block):
-            part, a = rows[start * batch : (start + block) * batch], gates[: time - start]
-            torch.mm(part, weight_ih.t(), out=a.flatten(0, 1))
-            for at in a:
-                forward.added(at, at, state)
-        if loss:
-            h.requires_grad_().transpose(0, 1).square().mean().backward()
-            h.grad = None
-        for start in range(0, time, block):
-            part, a = rows[start * batch : (start + block) * batch], gates[: time - start]
-            for at in a:
-                backward.into(state, at, None)
-            state.zero_()
-            d_ih.addmm_(part.t(), a.flatten(0, 1))
-            d_hh.addmm_(h.detach()[start : start + block].flatten(0, 1).t(), a.flatten(0, 1))
-            if x.requires_grad:
-                torch.mm(a.flatten(0, 1), weight_ih, out=d_x[start * batch :][: len(part)])
+        for part in parts:
+            part()
 
     return run
 

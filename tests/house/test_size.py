@@ -22,7 +22,6 @@ LONG_FILES: set[str] = {
     "tests/strategies.py",
 }
 LONG_FUNCTIONS: set[str] = {
-    "benchmarks/recurrent.py products",
     "tests/strategies.py in_torch",
 }
 
