@@ -60,8 +60,14 @@ def split_sign(expression: Expr) -> tuple[bool, Expr]:
     if expression.is_Number:
         return bool(expression < 0), abs(expression)
     if expression.is_Mul and expression.args[0].is_Number and expression.args[0] < 0:
-        return True, times(-expression.args[0], *expression.args[1:])
+        return True, _scaled(-expression.args[0], expression.args[1:])
     return False, expression
+
+
+def _scaled(number: Expr, factors: tuple[Expr, ...]) -> Expr:
+    """The product of another number in front and the factors behind the first."""
+    kept = factors if number == 1 else (number, *factors)
+    return kept[0] if len(kept) == 1 else sp.Mul(*kept, evaluate=False)
 
 
 def is_quotient(expression: Expr) -> bool:
@@ -72,14 +78,14 @@ def is_quotient(expression: Expr) -> bool:
 def plus(*terms: Expr) -> Expr:
     """The sum in the order given: like terms merged, zeros dropped, negative terms last."""
     counts: dict[Expr, Expr] = {}
-    numbers: list[Expr] = []
+    written: dict[Expr, Expr] = {}  # the only term of its kind stays as it is: 1/4 or 0.25
     for term in _pieces(sp.Add, terms):
         number, rest = _coefficient(term)
-        counts[rest] = counts.get(rest, sp.S.Zero) + number
-        numbers += [term] if rest == 1 and number != 0 else []
-    kept = [times(number, rest) for rest, number in counts.items() if number != 0]
-    if len(numbers) == 1:  # as it was written: 1/4 or 0.25
-        kept = [numbers[0] if as_number(term) is not None else term for term in kept]
+        if number != 0:
+            merged = rest in counts
+            counts[rest] = counts.get(rest, sp.S.Zero) + number
+            written[rest] = times(counts[rest], rest) if merged else term
+    kept = [written[rest] for rest, number in counts.items() if number != 0]
     if any(term.is_Add for term in kept):  # 2(a + b) - (a + b)
         return plus(*kept)
     kept.sort(key=lambda term: split_sign(term)[0])
@@ -94,7 +100,7 @@ def _coefficient(term: Expr) -> tuple[Expr, Expr]:
     if number is not None:
         return number, sp.S.One
     if term.is_Mul and term.args[0].is_Number:
-        return term.args[0], times(*term.args[1:])
+        return term.args[0], _scaled(sp.S.One, term.args[1:])
     return sp.S.One, term
 
 

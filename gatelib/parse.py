@@ -92,8 +92,6 @@ def read_signature(signature: str, where: str) -> tuple[list[str], list[str]]:
         raise SpecError(f"{where}: expected a signature 'inputs -> outputs', got {signature!r}")
     normal = unicodedata.normalize("NFKC", signature)  # as Python reads the names in the lines
     inputs, outputs = (part.split() for part in normal.split("->"))
-    if not inputs or not outputs:
-        raise SpecError(f"{where}: the signature {signature!r} needs inputs and outputs")
     for group in (inputs, outputs):
         for repeated in sorted({n for n in group if group.count(n) > 1}):
             raise SpecError(f"{where}: `{repeated}` stands twice in the signature", about=repeated)
@@ -128,7 +126,7 @@ class Text:
         first = self.body.partition("\n")[0]
         given = next((line for line in self.text.splitlines() if line.strip()), "")
         self.margin = len(given) - len(first) if given.endswith(first) else 0
-        self.lines = self.body.split("\n")
+        self.lines = re.split("\r\n|\r|\n", self.body)
 
     def equations(self, inputs: Iterable[str]) -> list[Equation]:
         """One equation a line. Raises SpecError with line, column and reason."""
@@ -173,12 +171,19 @@ class Text:
 
     def _place(self, node: ast.AST) -> tuple[int, int]:
         line, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
-        before = self.lines[line - 1].encode()[:offset].decode()
+        whole = self.lines[line - 1] if line <= len(self.lines) else ""
+        before = whole.encode()[:offset].decode()
         return line + self.above, len(before) + self.margin + 1
 
     def segment(self, node: ast.AST) -> str:
         """What the author wrote there."""
-        return ast.get_source_segment(self.body, node) or ast.unparse(node)
+        place = (
+            getattr(node, key) for key in ("lineno", "col_offset", "end_lineno", "end_col_offset")
+        )
+        line, start, last, end = place
+        if line != last or line > len(self.lines):
+            return ast.unparse(node)
+        return self.lines[line - 1].encode()[start:end].decode()
 
     def error(self, reason: str, node: ast.AST, about: str = "") -> SpecError:
         line, column = self._place(node)

@@ -369,8 +369,11 @@ class Spec:
         hidden = {node: sp.Dummy(real=True) for node in still}
         value = sp.nsimplify(sp.sympify(value), rational=True)
         sides = "+-" if value.is_finite else "+"
+        steps = [n for n in expression.atoms(FUNCTIONS["step"]) if n.has(towards)]
         try:
             found = sp.limit(exact(expression.xreplace(hidden)), towards, value, sides)
+            if any(sp.limit(exact(n.args[0]), towards, value, sides) == 0 for n in steps):
+                found = sp.nan  # a jump, which SymPy goes over
         except (NotImplementedError, ValueError):  # none that SymPy finds; two, one from each side
             found = sp.nan
         if not found.is_finite or found.has(sp.Limit):
