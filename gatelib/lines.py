@@ -48,15 +48,22 @@ def finite(where: str, about: str = "") -> Iterator[None]:
         raise SpecError(f"{where}: {error}", about=about) from None
 
 
-def checked(expression: Expr, v: Expr, where: str) -> Expr:
-    """The expression as the parser would have made it, where it has a finite real value."""
-    with finite(f"{where}: `{v}` has no finite real value", str(v)):
-        try:
-            found = algebra.house_form(expression)
-        except TypeError as error:
-            raise SpecError(f"{where}: `{v}`: {error}", about=str(v)) from None
-        constant(found)
-    return found
+def checked(equations: Iterable[Equation], where: str) -> Iterator[Equation]:
+    """The equations as the parser would have made them, where each has a finite real value.
+
+    What no input reaches is known, and so is whether something is divided by it.
+    """
+    constants: dict[Expr, Expr] = {}
+    for v, expression in equations:
+        with finite(f"{where}: `{v}` has no finite real value", str(v)):
+            try:
+                found = algebra.house_form(expression)
+            except TypeError as error:
+                raise SpecError(f"{where}: `{v}`: {error}", about=str(v)) from None
+            known = rebuild(found, constants) if constants else found
+            if constant(known) is not None:
+                constants[symbol(v)] = known
+        yield symbol(v), found
 
 
 # ---- which names a derivation made ---------------------------------------------------------------

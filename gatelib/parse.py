@@ -177,12 +177,10 @@ class Text:
 
     def segment(self, node: ast.AST) -> str:
         """What the author wrote there."""
-        place = (
-            getattr(node, key) for key in ("lineno", "col_offset", "end_lineno", "end_col_offset")
-        )
-        line, start, last, end = place
-        if line != last or line > len(self.lines):
+        line, last = int(getattr(node, "lineno", 0)), getattr(node, "end_lineno", 0)
+        if line != last or not 0 < line <= len(self.lines):
             return ast.unparse(node)
+        start, end = int(getattr(node, "col_offset", 0)), int(getattr(node, "end_col_offset", 0))
         return self.lines[line - 1].encode()[start:end].decode()
 
     def error(self, reason: str, node: ast.AST, about: str = "") -> SpecError:

@@ -67,8 +67,7 @@ class Spec:
         set_once = functools.partial(object.__setattr__, self)
         for side in ("inputs", "outputs"):
             set_once(side, tuple(map(symbol, getattr(self, side))))
-        equations = ((symbol(v), lines.checked(e, v, self.name)) for v, e in self.equations)
-        set_once("equations", tuple(equations))
+        set_once("equations", tuple(lines.checked(self.equations, self.name)))
         lines.check_roles(self.roles, self.name)
         set_once("roles", lines.needed_roles(dict(self.roles), self._all_names))
         lines.check_order(self.equations, self.inputs, self.name)

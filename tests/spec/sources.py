@@ -33,7 +33,6 @@ const out = JSON.parse(require("fs").readFileSync(0, "utf8")).map(([source, name
 });
 process.stdout.write(JSON.stringify(out));
 """
-KEPT_BY_JAVASCRIPT = frozenset({"new", "switch", "function"})
 
 
 def node() -> str:
@@ -81,7 +80,7 @@ def in_javascript(gates: Iterable[Written]) -> list[dict[str, Any] | str]:
     jobs = []
     for gate in gates:
         values = [gate.values()[str(v)] for v in gate.spec.inputs]
-        flat = [value.reshape(-1) if gate.is_elementwise else value for value in values]
+        flat = [value.reshape(-1) if gate.spec.is_elementwise else value for value in values]
         jobs.append([gate.spec.source("javascript"), gate.name, np.stack(flat, 1).tolist()])
     ran = subprocess.run(
         [node(), "-e", RUNNER], input=json.dumps(jobs), capture_output=True, text=True, check=True
@@ -95,7 +94,7 @@ def _named(gate: Written, rows: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index, name in enumerate(map(str, gate.spec.outputs)):
         column = [np.array(row[index], dtype=float) for row in rows]
-        if gate.is_elementwise:
+        if gate.spec.is_elementwise:
             found[name] = np.stack(column).reshape(shape)
         else:
             found[name] = np.stack([np.broadcast_to(c, shape[1:]) for c in column])

@@ -96,8 +96,8 @@ def test_columns_count_letters_and_lines_those_of_the_whole_text():
 
 
 def test_an_error_of_a_constant_chain_has_a_place():
-    error = refused("f", "a -> c", "f = 1 - 1\nc = a/f\n{}".format("d = {}"))
-    assert error.line is not None
+    error = refused("step(0)", "a -> c", "f = {}\nc = a*f**-0.5")
+    assert error.line == 2 and "divides by 0" in str(error)
 
 
 def test_an_error_can_be_pickled():

@@ -113,6 +113,14 @@ def derived(spec: Spec) -> list[Spec]:
 @settings(max_examples=500)
 @given(gate=WIDE)
 def test_every_gate_comes_back_from_its_own_text(gate):
+    spec = read_or_reject(gate)
+    assert Spec.read(repr(spec)) == spec
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+@settings(max_examples=500)
+@given(gate=gates(EVERYTHING, names="both", lines=2, depth=1))
+def test_so_does_every_gate_that_is_derived_from_it(gate):
     for spec in derived(read_or_reject(gate)):
         assert Spec.read(repr(spec)) == spec
         assert pickle.loads(pickle.dumps(spec)) == spec
