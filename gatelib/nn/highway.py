@@ -64,8 +64,8 @@ class Highway(nn.Module):
         impl: "reference" is the plain loop under autograd, which saves about 4 values a unit and
             layer. "fused" is one operator that saves 2, x and the values of the Spec's first
             preactivation, and computes the gates again in the backward pass. "auto" is fused,
-            and reference where an operator can't go: in forward-mode differentiation and inside
-            torch.func's transforms.
+            and reference where an operator can't go: in forward-mode differentiation, inside the
+            transforms of torch.func but vmap, and in an ONNX export (see `gatelib.nn.impl`).
         device: where the parameters live.
         dtype: their floating-point type.
 
