@@ -4,6 +4,8 @@ Imports pytest, torch, gatelib.equations, gatelib.nn and gatelib.spec.
 Must not import gatelib.kernels.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,16 +15,7 @@ from gatelib.nn import Recurrent
 from gatelib.spec import Spec
 
 B, T, D, H = 3, 6, 4, 5
-GRU = Spec.parse(
-    "gru_cell",
-    "a_r a_z a_n u_n h_prev -> h",
-    """
-    r = sigmoid(a_r)
-    z = sigmoid(a_z)
-    n = tanh(a_n + r*u_n)
-    h = (1 - z)*n + z*h_prev
-    """,
-)
+GRU = replace(gru.GRU, name="gru_cell")
 MINIMAL = Spec.parse("minimal", "a_h -> h", "h = tanh(a_h)")
 WIDE = Spec.parse(
     "wide",
