@@ -3,6 +3,7 @@ Imports torch.
 Must not import gatelib: what is timed is the script's affair.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +23,22 @@ from torch.utils.benchmark import Timer
 ROOT = Path(__file__).parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
 sys.path.append(str(ROOT.parent / "chapters"))  # `support`: what a chapter shares with a benchmark
+
+
+def asked(what: str, rounds: int, **flags: str) -> argparse.Namespace:
+    """What the command line asks for; from here on one thread, and torch's seed is 0.
+
+    what: what the benchmark measures. flags: by name, what each more switch is for.
+    """
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    for name, purpose in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=purpose)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return arguments
 
 
 def compare(

@@ -3,11 +3,10 @@ Imports gatelib.nn, torch and the harness.
 Must not import gatelib.reference or gatelib.lab.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
-from _harness import compare, table, write
+from _harness import asked, compare, table, write
 from torch import nn
 
 import gatelib.nn
@@ -44,12 +43,7 @@ def measure(name: str, case: Case, rounds: int, device: str) -> dict[str, object
 
 def main(name: str, cases: list[Case], description: str) -> None:
     """Measure, print against the goal, and write the results."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    arguments = asked(description, 21)
     rows = [measure(name, case, arguments.rounds, arguments.device) for case in cases]
     print(table(rows))
     print("wrote", write(name.lower(), rows, arguments.device).name)

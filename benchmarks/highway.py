@@ -14,13 +14,12 @@ from which the chapter takes its rates. Both write one JSON.
 Run: python benchmarks/highway.py [--rounds N] [--device cpu|cuda] [--rates]
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from _harness import write
+from _harness import asked, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,13 +130,7 @@ def sweep() -> list[dict]:
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rates", action="store_true", help="the learning rates of chapter 4")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    arguments = asked(__doc__, 15, rates="the learning rates of chapter 4")
     if arguments.rates:
         print("wrote", write("highway-rates", sweep()).name)
         return

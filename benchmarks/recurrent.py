@@ -21,11 +21,10 @@ rounding error for an estimated hundredth of the time; neither is used.
 Run: python benchmarks/recurrent.py [--rounds N] [--device cpu|cuda] [--input-grad]
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 
 import torch
-from _harness import compare, table, write
+from _harness import asked, compare, table, write
 from torch import nn
 
 from gatelib.equations.lstm import CIFG, LAYERNORM, PEEPHOLE
@@ -154,13 +153,7 @@ def measure(
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--input-grad", action="store_true", help="the input needs a gradient")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    arguments = asked(__doc__, 9, input_grad="the input needs a gradient")
     rows, name = [], "recurrent-input-grad" if arguments.input_grad else "recurrent"
     for case in CASES:
         for spec in SPECS:
