@@ -5,12 +5,14 @@ Must not import gatelib: every part runs in a process of its own, so none takes 
 
     PYTHONPATH=. python tools/gpu.py [--out DIR] [--commit HASH] [--seconds 520] [--only PART ...]
 
-Run it in the root of the repository. The machine needs torch, Triton, NumPy, SymPy and pytest;
-nothing is installed, git may be absent (`--commit`, or GATES_COMMIT, says what is measured). The
-parts are `ceilings` (a copy and matrix products, by CUDA events), `tests` (all that are marked
+Run it in the root of the repository. The machine needs torch, Triton, NumPy, SymPy, pytest and the
+small lazy_loader; what is missing is said first, and may lie in a folder on PYTHONPATH. Nothing is
+installed, git may be absent (`--commit`, or GATES_COMMIT, says what is measured).
+
+The parts are `ceilings` (a copy and matrix products, by CUDA events), `tests` (all that are marked
 `gpu`, in several processes at once), and the benchmarks `scan`, `recurrent`, `lstm`, `gru` and
-`highway`. Each has a limit. After each part `DIR/<device>.json` is written anew with what is known
-by then, so a call that is cut off leaves its figures; what the parts printed is in `DIR/gpu.log`.
+`highway`. Each has a limit. After each part `DIR/<device>.json` is written anew with what is known,
+so a call that is cut off leaves its figures; what the parts printed is in `DIR/gpu.log`.
 
 Without a CUDA device it says what it would do, and exits with 0.
 """
@@ -37,7 +39,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "triton", "numpy", "sympy", "pytest")
+PACKAGES = ("torch", "triton", "numpy", "sympy", "pytest", "lazy_loader")
 FOLDERS = ("tests/gpu", "tests/kernels", "tests/nn")
 """Where tests may be marked `gpu`; a file that needs an absent package is named in the record."""
 PYTEST = """[pytest]
@@ -193,7 +195,8 @@ class Record:
 
 def start(command: Sequence[str], out: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """A process of its own group, with what it prints in a file."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | environment
     with out.open("w") as file:
         return subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=file, stderr=file, text=True, start_new_session=True
@@ -294,6 +297,9 @@ def measure(
     empty: dict[str, Any] = {"ceilings": {}, "tests": {}, "benchmarks": {}, "parts": {}}
     record = Record(out / f"{slug}.json", out / "gpu.log", head | {"versions": versions()} | empty)
     record.log.write_text(f"{head}\n")
+    absent = [name for name, known in record.data["versions"].items() if known == "missing"]
+    if absent:
+        print("missing, so that parts will fail:", ", ".join(absent), flush=True)
     until, shares = time.monotonic() + seconds, max(1, min(8, (os.cpu_count() or 2) // 2))
     with tempfile.TemporaryDirectory() as work:
         for part in parts:

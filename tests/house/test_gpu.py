@@ -91,6 +91,12 @@ def test_each_part_is_in_the_record(small, tmp_path):
     assert "said something" in log and "==== slow" in log
 
 
+def test_a_missing_package_is_said_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "PACKAGES", ("torch", "no-such-package"))
+    gpu.measure([], tmp_path, "abc1234", 1, dict(FOUND))
+    assert "missing, so that parts will fail: no-such-package" in capsys.readouterr().out
+
+
 def test_what_is_known_is_written_after_each_part(small, tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
