@@ -38,9 +38,9 @@ def given(module: nn.Module, x: Any) -> Any:
     """x as a module may have it that stands beside others who read x: a copy if it may write.
 
     Nothing is asked of autograd, whose count of changes rests in `torch.inference_mode` and in
-    `torch.compile`. The compiler takes out a copy into which nobody writes.
+    `torch.compile`.
     """
-    if not (torch.compiler.is_compiling() or may_write(module)):
+    if not may_write(module):
         return x
     return x._replace(data=x.data.clone()) if isinstance(x, PackedSequence) else x.clone()
 
