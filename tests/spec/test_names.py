@@ -106,34 +106,41 @@ def _close(found, expected, counts):
     return np.median(np.abs(found - expected) / (1 + np.abs(expected))) < 1e-8
 
 
+def _by_autograd(gate, values, seeds):
+    """The gradients of the author's text, by input: what no Spec had a hand in."""
+    leaves = {n: torch.tensor(v, requires_grad=True) for n, v in values.items()}
+    outputs = gate.run(in_torch(), leaves)
+    zero = sum(v.sum() * 0 for v in leaves.values())
+    loss = sum((outputs[n] * torch.tensor(seeds[n])).sum() for n in gate.outputs) + zero
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return {n: g.numpy() for n, g in zip(leaves, gradients, strict=True)}
+
+
+def _along(forward, gate, values, dots, seeds):
+    """The seeds' sum of the tangents of all outputs, where inputs move by `dots`."""
+    known = {forward.tangent_of[n]: d for n, d in dots.items() if n in forward.tangent_of}
+    moved = forward.evaluate(values | known)
+    zero = sum(v * 0 for v in seeds.values())
+    return sum((seeds[n] * moved[forward.tangent_of[n]] for n in gate.outputs), zero)
+
+
 @settings(max_examples=500)
 @given(gate=TRICKY)
 def test_derivatives_are_right_whatever_the_names_are(gate: Written):
     spec = read_or_reject(gate)
     values = gate.values()
-    judged = gate.judge(values)
-    counts = np.all([j.counts for j in judged.values()], axis=0)
+    counts = np.all([j.counts for j in gate.judge(values).values()], axis=0)
     assume(counts.sum() > 3)
-    leaves = {n: torch.tensor(v, requires_grad=True) for n, v in values.items()}
-    outputs = gate.run(in_torch(), leaves)
-    zero = sum(v.sum() * 0 for v in leaves.values())
     rng = np.random.default_rng(1)
-    seeds = {n: rng.uniform(0.5, 1.5, size=counts.shape) for n in gate.outputs}
-    loss = sum((outputs[n] * torch.tensor(seeds[n])).sum() for n in gate.outputs) + zero
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    back, forward = spec.vjp(""), spec.jvp()
+    seeds, dots = (
+        {n: rng.uniform(0.5, 1.5, size=counts.shape) for n in names}
+        for names in (gate.outputs, values)
+    )
+    gradients, back = _by_autograd(gate, values, seeds), spec.vjp("")
     known = values | {back.seed_of[n]: seeds[n] for n in gate.outputs if n in back.seed_of}
     with np.errstate(all="ignore"):
         found = back.evaluate(known)
-    for name, gradient in zip(leaves, gradients, strict=True):
-        if name in map(str, spec.inputs):
-            assert _close(found[back.adjoint_of[name]], gradient.numpy(), counts), name
-    dots = {n: rng.uniform(0.5, 1.5, size=counts.shape) for n in values}
-    total = sum(seeds[n] * 0 for n in seeds)
-    with np.errstate(all="ignore"):
-        moved = forward.evaluate(values | {forward.tangent_of[n]: d for n, d in dots.items()
-                                           if n in forward.tangent_of})  # fmt: skip
-        for name in gate.outputs:
-            total = total + seeds[name] * moved[forward.tangent_of[name]]
-    expected = sum(g.numpy() * dots[n] for n, g in zip(leaves, gradients, strict=True))
-    assert _close(total, expected, counts)
+        total = _along(spec.jvp(), gate, values, dots, seeds)
+    for name in map(str, spec.inputs):
+        assert _close(found[back.adjoint_of[name]], gradients[name], counts), name
+    assert _close(total, sum(gradients[n] * dots[n] for n in values), counts)

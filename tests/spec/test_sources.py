@@ -59,22 +59,23 @@ def test_what_once_went_wrong_is_right_in_every_source(text):
     assert not wrong(gate, from_latex(gate))
 
 
-@settings(max_examples=500)
-@given(gate=ANY)
-def test_numpy_and_torch_compute_what_the_author_wrote(gate):
+def assert_computes_what_is_written(gate):
     spec = read_or_reject(gate)
     for language in ("numpy", "torch"):
         problem = wrong(gate, evaluated(spec, gate, language))
         assert not problem, problem
+
+
+@settings(max_examples=500)
+@given(gate=ANY)
+def test_numpy_and_torch_compute_what_the_author_wrote(gate):
+    assert_computes_what_is_written(gate)
 
 
 @settings(max_examples=500)
 @given(gate=WIDE)
 def test_so_do_gates_that_look_across_the_features(gate):
-    spec = read_or_reject(gate)
-    for language in ("numpy", "torch"):
-        problem = wrong(gate, evaluated(spec, gate, language))
-        assert not problem, problem
+    assert_computes_what_is_written(gate)
 
 
 def test_javascript_computes_what_the_author_wrote():
