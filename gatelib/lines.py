@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import sympy as sp
 
 from gatelib import algebra
 from gatelib.algebra import Equation, folded, rebuild, sorted_names, symbol
 from gatelib.constants import NoNumber, constant
-from gatelib.functions import FUNCTIONS, Expr
+from gatelib.functions import FUNCTIONS, Elementwise, Expr, OverFeatures, exact, house
 from gatelib.parse import SpecError
 
 Roles = tuple[tuple[Expr, Expr], ...]
@@ -64,6 +65,33 @@ def checked(equations: Iterable[Equation], where: str) -> Iterator[Equation]:
             if constant(known) is not None:
                 constants[symbol(v)] = known
         yield symbol(v), found
+
+
+def limit_of(v: Expr, expression: Expr, towards: Expr, value: Any, where: str) -> Expr:
+    """The expression as a name tends to a value. Raises SpecError where it has no finite limit."""
+    still = [n for n in expression.atoms(Elementwise, OverFeatures) if not n.has(towards)]
+    hidden = {node: sp.Dummy(real=True) for node in still}
+    value = sp.nsimplify(sp.sympify(value), rational=True)
+    sides = "+-" if value.is_finite else "+"
+    steps = [n for n in expression.atoms(FUNCTIONS["step"]) if n.has(towards)]
+    try:
+        found = sp.limit(exact(expression.xreplace(hidden)), towards, value, sides)
+        if any(sp.limit(exact(n.args[0]), towards, value, sides) == 0 for n in steps):
+            found = sp.nan  # a jump, which SymPy goes over
+    except (NotImplementedError, ValueError):  # none that SymPy finds; two, one from each side
+        found = sp.nan
+    if not found.is_finite or found.has(sp.Limit):
+        raise SpecError(
+            f"{where}: `{v}` has no finite limit that SymPy finds as {towards} → {value}"
+        )
+    try:
+        if value.is_Rational:
+            there = folded(rebuild(expression, {towards: value}))
+            if sp.simplify(exact(there.xreplace(hidden)) - found) == 0:
+                return there
+        return rebuild(house(found, {dummy: node for node, dummy in hidden.items()}))
+    except (ValueError, NoNumber) as error:
+        raise SpecError(f"{where}: the limit of `{v}` is {found}, and {error}") from None
 
 
 # ---- which names a derivation made ---------------------------------------------------------------

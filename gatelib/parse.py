@@ -28,8 +28,8 @@ __all__ = [
     "check_gate_name",
     "check_name",
     "did_you_mean",
-    "expression",
     "free",
+    "read_expression",
     "read_signature",
 ]
 
@@ -188,7 +188,7 @@ class Text:
         return SpecError(f"{self.where}, line {line}: {reason}", line, column, about)
 
 
-def expression(text: str, scope: Mapping[str, Expr], where: str) -> Expr:
+def read_expression(text: str, scope: Mapping[str, Expr], where: str) -> Expr:
     """One expression of the names in `scope`. Raises SpecError, which calls the text `where`."""
     return Text(where, text).expression(scope)
 

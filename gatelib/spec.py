@@ -1,8 +1,7 @@
 """A gate is an ordered list of scalar equations; everything else is derived from it.
 
-Imports SymPy, gatelib.functions, constants, algebra, parse, lines, pieces and latex: none knows a
-Spec. Must not import any other floor of gatelib (`source` and `compile` ask the printers).
-
+Imports SymPy, gatelib.functions, constants, algebra, parse, lines, pieces and latex.
+Must not import any other floor of gatelib (`source` and `compile` ask the printers).
 From a `Spec` come the LaTeX that a reader sees, the backward pass (`vjp`), the forward tangents
 (`jvp`), single partial derivatives, the gate's limits, and generated source. Each derivative is a
 `Spec` again, so second derivatives need nothing new.
@@ -20,9 +19,9 @@ from typing import Any
 import sympy as sp
 
 from gatelib import algebra, latex, lines, pieces
-from gatelib.algebra import Equation, folded, plus, rebuild, sorted_names, symbol
-from gatelib.constants import NoNumber, as_number
-from gatelib.functions import FUNCTIONS, Elementwise, Expr, OverFeatures, exact, house
+from gatelib.algebra import Equation, plus, sorted_names, symbol
+from gatelib.constants import as_number
+from gatelib.functions import FUNCTIONS, Expr, exact
 from gatelib.parse import (
     SpecError,
     Text,
@@ -30,13 +29,11 @@ from gatelib.parse import (
     check_name,
     did_you_mean,
     free,
+    read_expression,
     read_signature,
 )
-from gatelib.parse import expression as read_expression
 
 __all__ = ["FUNCTIONS", "Equation", "Spec", "SpecError", "free", "symbol"]
-
-KINDS = (Elementwise, OverFeatures)
 
 
 @dataclass(frozen=True, repr=False)
@@ -359,34 +356,9 @@ class Spec:
         for v, expression in self.equations:
             for name, value in values.items():
                 if expression.has(self._known(name)):
-                    expression = self._limit_of(v, expression, symbol(name), value)
+                    expression = lines.limit_of(v, expression, symbol(name), value, self.name)
             equations.append((v, expression))
         return replace(self, equations=tuple(equations))._set({})
-
-    def _limit_of(self, v: Expr, expression: Expr, towards: Expr, value: Any) -> Expr:
-        still = [n for n in expression.atoms(*KINDS) if not n.has(towards)]
-        hidden = {node: sp.Dummy(real=True) for node in still}
-        value = sp.nsimplify(sp.sympify(value), rational=True)
-        sides = "+-" if value.is_finite else "+"
-        steps = [n for n in expression.atoms(FUNCTIONS["step"]) if n.has(towards)]
-        try:
-            found = sp.limit(exact(expression.xreplace(hidden)), towards, value, sides)
-            if any(sp.limit(exact(n.args[0]), towards, value, sides) == 0 for n in steps):
-                found = sp.nan  # a jump, which SymPy goes over
-        except (NotImplementedError, ValueError):  # none that SymPy finds; two, one from each side
-            found = sp.nan
-        if not found.is_finite or found.has(sp.Limit):
-            raise SpecError(
-                f"{self.name}: `{v}` has no finite limit that SymPy finds as {towards} → {value}"
-            )
-        try:
-            if value.is_Rational:
-                there = folded(rebuild(expression, {towards: value}))
-                if sp.simplify(exact(there.xreplace(hidden)) - found) == 0:
-                    return there
-            return rebuild(house(found, {dummy: node for node, dummy in hidden.items()}))
-        except (ValueError, NoNumber) as error:
-            raise SpecError(f"{self.name}: the limit of `{v}` is {found}, and {error}") from None
 
     def _set(self, chosen: dict[Expr, Expr]) -> Spec:
         """Put `chosen` in, carry every value that became trivial forward, drop what is unused."""

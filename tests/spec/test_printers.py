@@ -159,3 +159,30 @@ def test_an_unknown_language_is_refused():
         lstm.LSTM.source("fortran")
     with pytest.raises(ValueError, match="language: expected 'numpy' or 'torch'"):
         printers.compile(lstm.LSTM, "javascript")
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "softplus", "silu", "gelu", "normal_cdf"])
+def test_far_out_no_language_overflows(name):
+    spec = Spec.parse("far", "x -> y", f"y = {name}(x)")
+    x = np.array([-1e4, -750.0, -40.0, 40.0, 750.0, 1e4])
+    values = spec.compile("numpy")(x)
+    call = f"console.log(JSON.stringify({x.tolist()}.map((x) => far(x)[0])));"
+    program = spec.source("javascript") + call
+    out = subprocess.run([node(), "-e", program], capture_output=True, text=True, check=True)
+    assert np.isfinite(values).all()
+    np.testing.assert_allclose(
+        np.array(json.loads(out.stdout), float), values, rtol=1e-13, atol=1e-300
+    )
+    np.testing.assert_allclose(
+        spec.compile("torch")(torch.tensor(x)), values, rtol=1e-13, atol=1e-14
+    )
+
+
+def test_the_normal_distribution_keeps_its_digits_in_the_tail_in_javascript():
+    special = pytest.importorskip("scipy.special")
+    spec = Spec.parse("cdf", "x -> y", "y = normal_cdf(x)")
+    x = np.linspace(-37, 9, 461)
+    call = f"console.log(JSON.stringify({x.tolist()}.map((x) => cdf(x)[0])));"
+    program = spec.source("javascript") + call
+    out = subprocess.run([node(), "-e", program], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(out.stdout), special.ndtr(x), rtol=3e-13)
