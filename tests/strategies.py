@@ -150,7 +150,7 @@ def _pdf(x: Any) -> Any:
 def _at_a_jump(x: Measured) -> Any:
     """Infinite where rounding could put x on the other side of 0."""
     close = np.abs(x.value) <= 1e-11 * (x.error + 1e-3)
-    return np.where(close | ~np.isfinite(x.value), np.inf, 0.0)
+    return np.where(close | ~np.isfinite(x.value) | ~np.isfinite(x.error), np.inf, 0.0)
 
 
 def _step(x: Measured) -> Measured:
