@@ -311,6 +311,7 @@ def test_an_exported_layer_computes_the_same_at_any_batch(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own parts
 @pytest.mark.parametrize(
     "layer", [recurrent("lstm", impl="fused"), layers.Highway(D, impl="fused")]
 )
