@@ -34,12 +34,19 @@ def by_text(
             rows = slice(first * like.shape[1], (first + len(gates)) * like.shape[1])
             given |= _preactivations(known, gates, own, rows, x_t, source)
             found = stage.run(in_torch(), given)
-            made = {v: torch.as_tensor(found[v], dtype=like.dtype) for v in stage.outputs}
+            made = {v: _real(found[v], like) for v in stage.outputs}
             given |= made
             source, first = made.get("q", source).expand_as(like), first + len(gates)
         states = {name: given[name].expand_as(like) for name in states}
         ys.append(states["h"])
     return torch.stack(ys), states
+
+
+def _real(value, like: Tensor) -> Tensor:
+    """A number or a tensor as a tensor; what Python makes complex is no number."""
+    kind = torch.complex128 if isinstance(value, complex) else like.dtype
+    found = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=kind)
+    return torch.full_like(like, torch.nan) if found.is_complex() else found.to(like.dtype)
 
 
 def _preactivations(known, gates, own, rows: slice, x: Tensor, source: Tensor) -> dict[str, Tensor]:
