@@ -6,6 +6,7 @@ Must not import torch: a diagram needs nothing but equations.
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree
 
 from gatelib.circuit import Circuit, Shape
@@ -34,15 +35,24 @@ def no_shapes_overlap(circuit: Circuit) -> None:
             assert not meet(box(a, 1), box(b, 1)), (a, b)
 
 
+def runs_through(segment: tuple[float, ...], shape: Shape, own: bool) -> bool:
+    """Whether a stretch of wire enters a shape; its own it may touch, a circle at its edge."""
+    if shape.kind == "tap" or (own and shape.kind in ("pin", "out")):
+        return False
+    x1, y1, x2, y2 = upright(segment)
+    if own and shape.kind == "circle":
+        x, y = min(max(shape.x, x1), x2), min(max(shape.y, y1), y2)
+        return math.hypot(x - shape.x, y - shape.y) < shape.width / 2 - 1.5
+    inside = box(shape, -1.5 if own else 2.0)
+    return inside[0] < inside[2] and meet((x1, y1, x2, y2), inside)
+
+
 def no_wire_runs_through_a_shape(circuit: Circuit) -> None:
     for wire in circuit.wires:
-        for segment in wire.segments:
-            for index, shape in enumerate(circuit.shapes):
-                grown = -1.5 if index in (wire.source, *wire.sinks) else 2.0
-                inside = box(shape, grown)
-                at_pin = index in (wire.source, *wire.sinks) and shape.kind in ("pin", "out")
-                if inside[0] < inside[2] and not at_pin:
-                    assert not meet(upright(segment), inside) or shape.kind == "tap", (wire, shape)
+        for index, shape in enumerate(circuit.shapes):
+            own = index in (wire.source, *wire.sinks)
+            for segment in wire.segments:
+                assert not runs_through(segment, shape, own), (wire, shape)
 
 
 def wires_only_cross(circuit: Circuit) -> None:

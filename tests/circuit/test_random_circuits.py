@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from gatelib.circuit import draw, layout
+from gatelib.circuit import Shape, draw, layout
 from gatelib.circuit.graph import graph_of
 from gatelib.spec import Spec, SpecError
-from tests.circuit.sound import is_sound
+from tests.circuit.sound import is_sound, runs_through
 
 TEMPLATES = (
     "{0}",
@@ -114,3 +114,11 @@ def test_sixty_long_equations_are_placed_and_need_few_evaluations():
     spec = Spec.parse("long", "a b v0_prev -> v0 v60", "\n".join(["v0 = a*v0_prev", *lines]))
     assert len(graph_of(spec).nodes) > 300
     is_sound(draw(spec))
+
+
+@pytest.mark.parametrize(("foot", "through"), [(-7.21, False), (-3.0, True), (12.0, True)])
+def test_the_outer_of_three_wires_ends_on_its_circle_below_the_top_of_its_box(foot, through):
+    """Right drawings failed this by chance while a circle was taken for its box."""
+    circle = Shape("circle", "+", "", "plain", 0, 0, 28, 28)
+    assert runs_through((-12, -100, -12, foot), circle, own=True) == through
+    assert runs_through((-12, -100, -12, foot), circle, own=False)
