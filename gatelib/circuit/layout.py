@@ -391,8 +391,8 @@ def _descend(layout: Layout, best: State) -> State:
         for node in layout.free:
             for move in (NODE, BLOCK, SWAP):
                 best = _best_row(layout, best, node, move)
-        for node in layout.late if not layout.exhausted else ():
-            for by in (-1, 1):
+        for node in layout.late:
+            for by in (-1, 1) if not layout.exhausted else ():
                 later = _delayed(best[2], node, by)
                 best = min(best, (layout.cost(best[1], later), best[1], later))
     return best
