@@ -1,6 +1,6 @@
 """Lists of equations: their order, what is needed, what has no value, what a derivation made.
 
-Imports SymPy, gatelib.functions, constants, algebra and parse.
+Imports SymPy, gatelib.algebra, gatelib.constants, gatelib.functions, gatelib.parse.
 Must not import any other floor of gatelib: it knows no Spec.
 """
 
