@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 from gatelib.spec import Spec, SpecError
@@ -135,3 +136,9 @@ def test_a_function_of_a_value_that_no_input_reaches_is_a_number():
         assert not wrong(gate, evaluated(gate.spec, gate, language))
     found = gate.spec.evaluate({"x": np.ones((2, 3), dtype=np.float32)})
     assert found["v"].shape == (2, 3) and found["v"].dtype == np.float32
+
+
+def test_torch_keeps_the_tail_of_the_normal_distribution():
+    gate = one("normal_cdf(a)**-1*normal_cdf(a - 1)")
+    found = gate.spec.evaluate({"a": torch.tensor(-30.0, dtype=torch.float64)}, "torch")["u"]
+    assert float(found) == pytest.approx(float(gate.spec.evaluate({"a": -30.0})["u"]), rel=1e-12)
