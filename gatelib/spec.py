@@ -2,7 +2,6 @@
 
 Imports SymPy, gatelib.algebra, gatelib.constants, gatelib.functions, gatelib.latex, gatelib.lines,
 gatelib.parse, gatelib.pieces, gatelib.printers. Must not import any other floor of gatelib.
-
 From a `Spec` come the LaTeX that a reader sees, the backward pass (`vjp`), the forward tangents
 (`jvp`), single partial derivatives, the gate's limits, and generated source. Each derivative is a
 `Spec` again, so second derivatives need nothing new.
