@@ -55,21 +55,11 @@ def _forward(
         return run_forward(steps_of_text(cell), inputs, save)
 
 
-def _given(
-    cell: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    vectors: list[Tensor],
-    initial: list[Tensor],
-    mask: Tensor | None,
-    save: bool,
-) -> tuple[Steps, Inputs, bool]:
-    """The operator's arguments, taken together."""
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    return steps_of_text(cell), Inputs(x, weights, vectors, initial, mask), save
+def _given(cell: str, x: Tensor, *rest: Any) -> tuple[Steps, Inputs, bool]:
+    """The operator's arguments, as `_forward` names them, taken together."""
+    *weights, vectors, initial, mask, save = rest
+    w, u, b_ih, b_hh = weights
+    return steps_of_text(cell), Inputs(x, (w, u, b_ih, b_hh), vectors, initial, mask), save
 
 
 def _shapes(*arguments: Any) -> list[Tensor]:

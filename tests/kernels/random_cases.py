@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from gatelib.kernels import launch, scan
 from gatelib.kernels.elementwise import elementwise
 from gatelib.kernels.scan import TimeScan
-from tests.strategies import SMOOTH, Written, cells, gates, in_torch, read_or_reject
+from tests.judge import in_torch
+from tests.strategies import SMOOTH, Written, cells, gates, read_or_reject
 
 if not launch.interpreted() and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)

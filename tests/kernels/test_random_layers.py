@@ -19,7 +19,7 @@ from tests.strategies import (
     LEGITIMATE,
     OVER_FEATURES,
     Written,
-    _closed,
+    closed,
     read_or_reject,
 )
 
@@ -35,7 +35,7 @@ def layers(draw):
     count, gates = draw(st.integers(1, 2)), draw(st.integers(0, 2))
     inputs = [f"a_{k}" for k in keys[:count]] + draw(st.sampled_from([["x"], ["x"], []]))
     values = [*pool[gates : gates + draw(st.integers(0, 2))], "y"]
-    own = _closed(draw, "layer", (), [*inputs, *pool[:gates]], values, FUNCTIONS, 2, ("y",))
+    own = closed(draw, "layer", (), [*inputs, *pool[:gates]], values, FUNCTIONS, 2, ("y",))
     read = dict(zip(pool[:gates], (f"a_{k}" for k in keys[count:]), strict=False))
     opened = tuple((gate, f"sigmoid({a})") for gate, a in read.items())
     given = tuple(read.get(v, v) for v in own.inputs)

@@ -17,8 +17,8 @@ from tests.strategies import (
     ELEMENTWISE,
     OVER_FEATURES,
     SMOOTH,
-    _closed,
     cells,
+    closed,
     read_or_reject,
 )
 
@@ -128,10 +128,10 @@ def staged(draw):
     k, other = draw(st.permutations("f i g r x".split()))[:2]
     first = [f"a_{k}", "h_prev", *draw(st.sampled_from([[], [shared], [f"{carry}_prev"]]))]
     first += draw(st.sampled_from([[], [f"u_{k}"]]))
-    one = _closed(draw, "one", (), first, [passed, "q"], SMALL, 1, (passed, "q"))
+    one = closed(draw, "one", (), first, [passed, "q"], SMALL, 1, (passed, "q"))
     second = [f"a_{other}", passed, *draw(st.sampled_from([[], ["q"], ["h_prev"], [own]]))]
     second += [f"{carry}_prev", *draw(st.sampled_from([[], [f"u_{other}"], [shared]]))]
-    two = _closed(draw, "two", (), second, [more, carry, "h"], SMALL, 1, ("h", carry))
+    two = closed(draw, "two", (), second, [more, carry, "h"], SMALL, 1, ("h", carry))
     return one, two
 
 

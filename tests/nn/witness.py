@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gatelib.cell import cell
 from gatelib.nn import Recurrent
-from tests.strategies import Written, in_torch
+from tests.judge import in_torch
+from tests.strategies import Written
 
 PACKED = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

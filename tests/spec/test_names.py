@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 
 from gatelib.equations import lstm
 from gatelib.spec import Spec, SpecError, free
-from tests.strategies import SMOOTH, Written, gates, in_torch, read_or_reject
+from tests.judge import in_torch
+from tests.strategies import SMOOTH, Written, gates, read_or_reject
 
 CROWDED = Spec.parse(
     "crowded",

@@ -8,17 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from gatelib.functions import FUNCTIONS
-from tests.strategies import (
-    ELEMENTWISE,
-    JUDGES,
-    OVER_FEATURES,
-    Measured,
-    Written,
-    cells,
-    gates,
-    in_torch,
-    read_or_reject,
-)
+from tests.judge import JUDGES, Measured, in_torch
+from tests.strategies import ELEMENTWISE, OVER_FEATURES, Written, cells, gates, read_or_reject
 
 
 def test_the_judge_knows_every_function_of_a_gate():
