@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import sympy as sp
 
@@ -31,6 +31,19 @@ SUM, PRODUCT, UNARY, POWER, ATOM = range(5)
 
 LARGEST_INTEGER = 2**53
 """From here on a whole number is written as a float: torch's integers end, JavaScript's round."""
+
+
+class Gate(Protocol):
+    """What is written: a Spec, of which only this is asked."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def equations(self) -> tuple[tuple[Expr, Expr], ...]: ...
+    @property
+    def inputs(self) -> tuple[Expr, ...]: ...
+    @property
+    def outputs(self) -> tuple[Expr, ...]: ...
 
 
 class Piece(NamedTuple):

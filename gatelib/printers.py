@@ -1,6 +1,6 @@
 """Writes a gate as source code that a person can read: NumPy, torch, JavaScript.
 
-Imports gatelib.algebra, gatelib.constants, gatelib.functions, gatelib.pieces and
+Imports gatelib.algebra, gatelib.constants, gatelib.functions, gatelib.load, gatelib.pieces and
 gatelib.printers_javascript; NumPy, SciPy or torch once a function compiles.
 Must not import any other floor of gatelib: it knows no Spec.
 
@@ -10,31 +10,17 @@ stores and loops around the same lines, are written by gatelib.kernels.triton_so
 
 from __future__ import annotations
 
-import builtins
 import functools
-import linecache
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from gatelib.algebra import rebuild
 from gatelib.constants import evaluated
 from gatelib.functions import Expr, OverFeatures
-from gatelib.pieces import ATOM, UNARY, CodePrinter, Forms, Piece, UnprintableError
+from gatelib.load import load
+from gatelib.pieces import ATOM, UNARY, CodePrinter, Forms, Gate, Piece, UnprintableError
 
-__all__ = ["CodePrinter", "Gate", "UnprintableError", "compile", "filled", "source"]
-
-
-class Gate(Protocol):
-    """What is written: a Spec, of which only this is asked."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def equations(self) -> tuple[tuple[Expr, Expr], ...]: ...
-    @property
-    def inputs(self) -> tuple[Expr, ...]: ...
-    @property
-    def outputs(self) -> tuple[Expr, ...]: ...
+__all__ = ["CodePrinter", "UnprintableError", "compile", "filled", "source"]
 
 
 NUMPY: Forms = {
@@ -147,11 +133,8 @@ def _namespace(language: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def compile(gate: Gate, language: str) -> Callable[..., Any]:
     """The function of `source(gate, language)`; tracebacks and `inspect` show its lines."""
-    namespace = _namespace(language)
-    text = source(gate, language)
-    filename = f"<gatelib {language} {gate.name} {abs(hash(text)):x}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    exec(builtins.compile(text, filename, "exec"), namespace)
+    text, known = source(gate, language), _namespace(language)
+    namespace = load(text, f"{language} {gate.name}", known)
     function: Callable[..., Any] = namespace[gate.name]
     return function
 

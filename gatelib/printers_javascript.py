@@ -1,6 +1,6 @@
 """Writes a gate as JavaScript: numbers where it is elementwise, arrays where it isn't.
 
-Imports gatelib.functions, gatelib.pieces and gatelib.printers.
+Imports gatelib.functions and gatelib.pieces.
 Must not import any other floor of gatelib: it knows no Spec.
 
 A gate that looks across the features takes an array a name, one number a feature; a number stands
@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 
 from gatelib.functions import Expr, OverFeatures
-from gatelib.pieces import ATOM, CodePrinter, Forms, Piece
-from gatelib.printers import Gate
+from gatelib.pieces import ATOM, CodePrinter, Forms, Gate, Piece
 
 FORMS: Forms = {
     "identity": "{0}",

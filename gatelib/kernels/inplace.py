@@ -1,6 +1,6 @@
 """Writes a gate's equations as torch calls that fill buffers made beforehand (`out=`).
 
-Imports SymPy, gatelib.functions, gatelib.printers, gatelib.spec and gatelib.kernels.load; torch
+Imports SymPy, gatelib.functions, gatelib.printers, gatelib.spec and gatelib.load; torch
 when a program is compiled.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
@@ -21,8 +21,8 @@ from typing import Any
 import sympy as sp
 
 from gatelib.functions import FUNCTIONS, Expr
-from gatelib.kernels.load import load
 from gatelib.kernels.patterns import backward_of, factors, match_norm, slopes, terms, times
+from gatelib.load import load
 from gatelib.printers import TORCH
 from gatelib.spec import Equation
 

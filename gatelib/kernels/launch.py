@@ -1,6 +1,6 @@
 """What both kinds of generated Triton kernels need to run: Triton, checks, buffers, a launch.
 
-Imports torch, gatelib.spec and gatelib.kernels.load; Triton when a kernel is first needed.
+Imports torch, gatelib.spec and gatelib.load; Triton when a kernel is first needed.
 Must not import gatelib.nn, gatelib.lab or gatelib.reference.
 
 Kernels run on CUDA tensors, or on CPU tensors where `TRITON_INTERPRET=1` was set before Triton was
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatelib.kernels.load import load as load_source
+from gatelib.load import load as load_source
 from gatelib.spec import Spec
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

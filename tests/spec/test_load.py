@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from gatelib.kernels.load import load
+from gatelib.load import load
 
 SOURCE = "def half(x):\n    return x / two\n"
 
