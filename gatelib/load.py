@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +28,16 @@ def load(source: str, title: str, known: Mapping[str, Any] | None = None) -> dic
         The names that the source defines, beside the `known` ones.
 
     Tracebacks, `inspect` and debuggers show the lines. The file name under which they stand holds a
-    hash of the source, the same in every process, so that equal text has an equal name.
+    hash of the source, the same in every process, so that equal text has an equal name. Under such
+    a name the module can be imported too.
     """
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     filename = f"<gatelib {title} {digest}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    namespace: dict[str, Any] = {"__name__": f"gatelib_{digest}", **(known or {})}
-    exec(compile(source, filename, "exec"), namespace)
-    return namespace
+    module = types.ModuleType(f"gatelib_{digest}", title)
+    module.__dict__.update(known or {})
+    exec(compile(source, filename, "exec"), module.__dict__)
+    sys.modules[module.__name__] = (
+        module  # torch.compile looks a function's globals up by this name
+    )
+    return module.__dict__

@@ -122,7 +122,7 @@ def gradients(results, values):
     return torch.autograd.grad(ends, inputs, seeds, **given)
 
 
-@random(COUNT // 5)
+@random(COUNT // 20)
 @given(cells(functions=tuple(SMOOTH)))
 def test_a_cell_over_time_has_the_gradients_of_its_text(cell):
     spec = read_or_reject(cell)

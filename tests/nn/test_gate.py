@@ -118,7 +118,7 @@ def test_a_gate_without_bias_is_one_half_at_zero():
         ({"bias": "no"}, TypeError, "bias: expected True or False, got str"),
         ({"kind": ["sigmoid"]}, ValueError, "kind: expected one of"),
         ({"hidden_size": -1}, ValueError, "hidden_size: expected at least 1"),
-        ({"kind": "soft"}, ValueError, "kind: expected one of sigmoid"),
+        ({"kind": "soft"}, ValueError, "kind: expected one of 'bernoulli'"),
         ({"temperature": 0.0}, ValueError, "temperature: expected a positive"),
         ({"temperature": math.nan}, ValueError, "temperature: expected a positive"),
         ({"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
@@ -144,7 +144,7 @@ def test_a_wrong_argument_is_named(arguments, error, words):
         (torch.zeros(2, 3).double(), None, TypeError, "x: expected dtype torch.float32"),
         (torch.zeros(2, 3).long(), None, TypeError, "x: expected dtype torch.float32"),
         (torch.zeros(2, 3, device="meta"), None, ValueError, "x: expected device cpu, got meta"),
-        (torch.zeros(2, 3), [0.5], TypeError, "noise: expected a Tensor, got list"),
+        (torch.zeros(2, 3), [0.5], TypeError, "noise: expected a tensor, got list"),
         (torch.zeros(2, 3), torch.rand(3), ValueError, r"noise: expected shape \(2, 3\)"),
     ],
 )

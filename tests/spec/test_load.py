@@ -1,5 +1,6 @@
 """Generated source runs like a module whose lines can be seen."""
 
+import importlib
 import inspect
 import linecache
 import traceback
@@ -29,3 +30,8 @@ def test_equal_text_has_an_equal_name_and_other_text_another():
     other = load(SOURCE + "\n", "tests half")["half"].__code__.co_filename
     assert one == again != other
     assert one == "<gatelib tests half 53b03e0bbcd5e53f>"  # the same in every process
+
+
+def test_a_loaded_function_is_found_in_the_module_that_it_names():
+    function = load("def double(x):\n    return 2 * x\n", "numpy double")["double"]
+    assert importlib.import_module(function.__module__).double is function
