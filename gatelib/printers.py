@@ -59,7 +59,7 @@ TORCH: Forms = {
     "sqrt": "torch.sqrt({0})",
     "softplus": "F.softplus({0}, threshold=50.0)",
     "silu": "F.silu({0})",
-    "gelu": "F.gelu({0})",
+    "gelu": "{0} * torch.erfc(-0.7071067811865476 * {0}) / 2",  # F.gelu is 0 far out
     "normal_cdf": "torch.erfc(-0.7071067811865476 * {0}) / 2",  # ndtr is 0 far out
     "normal_pdf": "torch.exp(-0.5 * torch.square({0})) / (2 * torch.pi) ** 0.5",
     # F.hardsigmoid holds 1/6 in float32: its float64 gradient is wrong in the eighth digit.

@@ -117,4 +117,4 @@ def from_latex(gate: Written) -> dict[str, Any]:
     values = dict(zip(given, (gate.values()[str(v)] for v in gate.spec.inputs), strict=True))
     judged = read.judge(values)
     named = zip(map(str, gate.spec.outputs), outputs, strict=True)
-    return {name: np.where(judged[v].counts, judged[v].value, np.nan) for name, v in named}
+    return {name: judged[v].value for name, v in named}
