@@ -61,6 +61,8 @@ def checked(equations: Iterable[Equation], where: str) -> Iterator[Equation]:
                 found = algebra.house_form(expression)
             except TypeError as error:
                 raise SpecError(f"{where}: `{v}`: {error}", about=str(v)) from None
+            for part in sp.preorder_traversal(found) if constants else ():
+                constant(rebuild(part, constants))  # a factor 0 beside it would hide it
             known = rebuild(found, constants) if constants else found
             if constant(known) is not None:
                 constants[symbol(v)] = known

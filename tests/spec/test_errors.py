@@ -137,3 +137,9 @@ def test_an_expression_made_by_hand_is_read_as_the_parser_reads_it():
     assert Spec.read(repr(spec)) == spec
     with pytest.raises(SpecError, match="is not an expression that a gate may use"):
         Spec("hand", ((y, sp.sin(x)),), (x,), (y,))
+
+
+@pytest.mark.parametrize("line", ["x + z/sqrt(6*z)", "x + z*log(z)", "x + z*(1 - z/-sqrt(z)/-z)"])
+def test_a_factor_of_zero_hides_no_division_by_zero(line):
+    with pytest.raises(SpecError, match=r"divides by 0|logarithm of 0"):
+        Spec.parse("hidden", "x -> y", f"z = x - x\ny = {line}")
