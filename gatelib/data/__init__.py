@@ -5,12 +5,22 @@ Must not import torch, SymPy or any other floor of gatelib.
 
 One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` and
 ``names`` are real, ``diagnostics`` is made up on the spot.
-Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``.
+Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``;
+``with_validation`` sets a third apart from ``train``, on which to choose.
 Text comes as text; ``words``, ``Vocabulary`` and ``pad`` make numbers of it.
 """
 
 from gatelib.data._package import DataPackageMissing
-from gatelib.data._split import Dataset, Split
+from gatelib.data._split import Dataset, Split, Validated, with_validation
 from gatelib.data.vocabulary import Vocabulary, pad, words
 
-__all__ = ["DataPackageMissing", "Dataset", "Split", "Vocabulary", "pad", "words"]
+__all__ = [
+    "DataPackageMissing",
+    "Dataset",
+    "Split",
+    "Validated",
+    "Vocabulary",
+    "pad",
+    "with_validation",
+    "words",
+]

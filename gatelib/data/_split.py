@@ -27,6 +27,14 @@ class Dataset(NamedTuple):
     test: Split
 
 
+class Validated(NamedTuple):
+    """Three splits that share no example: choose on ``valid``, and look at ``test`` once."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+
 def check_count(name: str, value: int, low: int, high: int | None = None) -> None:
     """Raise unless ``value`` is a whole number with ``low <= value`` (``<= high``)."""
     limit = "" if high is None else f" and at most {high}"
@@ -60,3 +68,25 @@ def shuffle_split(
     order = np.random.default_rng(seed).permutation(len(x))
     train, test = order[:train_size], order[len(x) - test_size :]
     return Dataset(Split(x[train], y[train]), Split(x[test], y[test]))
+
+
+def with_validation(dataset: Dataset, size: int, seed: int = 0) -> Validated:
+    """Set ``size`` examples of ``train`` apart as ``valid``, drawn by ``seed``; ``test`` stays.
+
+    Learning rates and stopping are chosen on ``valid``, so that ``test`` has no say in them. Both
+    parts are copies in which the examples keep the order that they have in ``train``.
+
+    Raises:
+        TypeError: ``dataset`` is no ``Dataset``, ``size`` or ``seed`` no whole number.
+        ValueError: ``size`` is below 1 or leaves nothing to train on, or ``seed`` is below 0.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset: expected a Dataset, got {type(dataset).__name__}")
+    train, test = dataset
+    check_count("seed", seed, 0)
+    check_count("size", size, 1, len(train.x) - 1)
+    held = np.zeros(len(train.x), dtype=bool)
+    held[np.random.default_rng(seed).permutation(len(train.x))[:size]] = True
+    return Validated(
+        Split(train.x[~held], train.y[~held]), Split(train.x[held], train.y[held]), test
+    )
