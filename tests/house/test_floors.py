@@ -42,6 +42,8 @@ OFF_THE_PAGE = {
     "gatelib.circuit.": "steps of a drawing; `gatelib.circuit` has what a reader calls",
     "gatelib.kernels": "an empty package",
     "gatelib.lab": "its names are shown with their modules",
+    "gatelib.lab.runs": "an empty package",
+    "gatelib.lab.runs.": "the machinery of `gatelib.lab.study`, which has what a reader calls",
     "gatelib.nn": "its names are shown with their modules",
     "gatelib.nn.check": "checks that layers share",
     "gatelib.nn.guest": "how a layer calls a module of the user",
