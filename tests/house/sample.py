@@ -43,12 +43,44 @@ def good_notebook() -> NotebookNode:
     ]
     notebook = new_notebook(cells=cells)
     code_cells(notebook)[1].metadata["mystnb"] = copy.deepcopy(LABELS)
+    return as_run(notebook)
+
+
+def as_run(notebook: NotebookNode) -> NotebookNode:
+    """The notebook as it is stored after its cells ran in order."""
     for number, cell in enumerate(code_cells(notebook), start=1):
         cell.execution_count = number
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = number
     return notebooks.clean(notebook)
+
+
+IN_SHORT = """:::{admonition} In short
+:class: in-short
+- Open the gate ({numref}`fig-a`).
+- Start it
+  so ([above](#sec-a)).
+- {claim}`A8` holds ({ref}`the cell <06_lstm:decides-A8>`).
+:::
+
+After this chapter you can do it."""
+
+
+def good_page() -> NotebookNode:
+    """The same notebook in the new form."""
+    notebook = good_notebook()
+    title, rest = notebook.cells[0], notebook.cells[1:]
+    title.source = "# Title\n\nWhat does\nit do? It gates."
+    imports = new_code_cell("import gates", metadata={"tags": ["hide-input"]})
+    claims = new_markdown_cell("```{claim} A8\n```\n\n(sec-a)=\nThe gradient with respect to $x$.")
+    decided = new_code_cell("assert True", metadata={"tags": ["decides-A8"]})
+    drawing = rest.pop(next(n for n, cell in enumerate(rest) if cell.source == "draw()"))
+    exact = [new_code_cell(f"{number}") for number in range(8)]
+    head = [title, imports, drawing, new_markdown_cell(IN_SHORT)]
+    place = next(n for n, cell in enumerate(rest) if "## Claims" in cell.source) + 1
+    notebook.cells = [*head, *rest[:place], claims, decided, *exact, *rest[place:]]
+    return as_run(notebook)
 
 
 def code(number: int) -> Callable[[NotebookNode], NotebookNode]:

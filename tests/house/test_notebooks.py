@@ -1,6 +1,6 @@
 """The chapters against their rules, and each rule against a notebook that breaks it.
 
-Imports nbformat, PyYAML, tests.house.chapter_rules, tools.notebooks.
+Imports nbformat, tests.house.chapter_rules, tests.house.page_rules, tools.notebooks.
 Must not import gatelib: a chapter is judged as it is stored.
 """
 
@@ -14,8 +14,9 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from tests.house.chapter_rules import CHAPTERS, ROOT, RULES, without_fenced_code
-from tests.house.sample import LABELS, code, good_notebook, picture
+from tests.house.chapter_rules import CHAPTERS, NEW_FORM, ROOT, RULES, without_fenced_code
+from tests.house.page_rules import PAGE_RULES, WORDS, Chapter, owners, without_folds
+from tests.house.sample import LABELS, code, good_notebook, good_page, picture
 from tools import notebooks
 from tools.notebooks import code_cells
 
@@ -34,6 +35,15 @@ def test_there_are_chapters_and_the_contents_list_them():
 @pytest.mark.parametrize("name", RULES)
 def test_chapter_keeps_the_rule(path, name):
     complaints = list(RULES[name](nbformat.read(path, as_version=4)))
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("name", PAGE_RULES)
+def test_chapters_in_the_new_form_keep_the_rule(name):
+    complaints = []
+    for stem in NEW_FORM:
+        notebook = nbformat.read(ROOT / "chapters" / f"{stem}.ipynb", as_version=4)
+        complaints += PAGE_RULES[name](Chapter(stem, notebook, owners()))
     assert not complaints, "\n".join(complaints)
 
 
@@ -187,3 +197,130 @@ def test_rule_finds_the_fault(name, spoil):
 
 def test_every_rule_is_tried_against_a_fault():
     assert {name for name, _ in SPOILS} == set(RULES)
+
+
+# --- the rules of the new form against bad pages ----------------------------------------------
+
+OWNERS = {"A8": ["06_lstm"], "A9": ["14_moe"], "B7": ["05_rnn"]}
+FOLDS = """open
+:::{note}
+:class: dropdown
+shut
+```python
+shut
+```
+shut
+:::
+```{note}
+open
+```
+```{solution-start} ex-a
+:class: dropdown
+```
+shut
+```{solution-end}
+```
+open"""
+
+
+def test_what_is_folded_is_told_from_what_stands_open():
+    kept = without_folds(FOLDS).splitlines()
+    assert [line for line in kept if line in ("open", "shut")] == ["open", "open", "open"]
+
+
+def change(old: str, new: str) -> Callable[[NotebookNode], None]:
+    """Replace a text, which must be there, wherever it stands in Markdown."""
+
+    def spoil(notebook: NotebookNode) -> None:
+        assert any(old in cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(old, new)
+
+    return spoil
+
+
+def move(source: int, target: int) -> Callable[[NotebookNode], None]:
+    """Put a cell in another place."""
+    return lambda nb: nb.cells.insert(target, nb.cells.pop(source))
+
+
+def say_openly(text: str) -> Callable[[NotebookNode], None]:
+    """Add prose to the end of the head."""
+    return lambda nb: nb.cells.insert(4, new_markdown_cell(text))
+
+
+PAGE_SPOILS: list[tuple[str, Callable[[NotebookNode], object]]] = [
+    ("head_is_in_order", change("it do?", "it do.")),
+    ("head_is_in_order", move(1, 2)),
+    ("head_is_in_order", move(2, 4)),
+    ("head_is_in_order", move(3, 5)),
+    ("head_is_in_order", change("After this chapter you can", "You can")),
+    ("head_is_in_order", lambda nb: nb.cells.pop(2)),
+    ("head_is_in_order", drop(":class: in-short\n")),
+    (
+        "picture_is_on_the_first_screen",
+        lambda nb: nb.cells.insert(1, new_markdown_cell("w " * 120)),
+    ),
+    ("in_short_is_linked", drop("- {claim}`A8` holds ({ref}`the cell <06_lstm:decides-A8>`).\n")),
+    ("in_short_is_linked", change("- Start", "- One\n- Start")),
+    ("in_short_is_linked", change("#sec-a", "#sec-elsewhere")),
+    ("in_short_is_linked", change("{numref}`fig-a`", "the figure")),
+    ("in_short_is_linked", change("06_lstm:", "05_rnn:")),
+    (
+        "in_short_is_linked",
+        change("- Open", "".join("- A [x](#sec-a)\n" for _ in range(4)) + "- B"),
+    ),
+    ("code_lines_fit", lambda nb: code(0)(nb).update(source="x = " + "1" * 85)),
+    ("prose_is_short", say_openly("word " * WORDS)),
+    ("imports_and_drawing_are_folded", lambda nb: code(0)(nb).metadata.pop("tags")),
+    ("imports_and_drawing_are_folded", lambda nb: code(4)(nb).update(source="plt.plot(x)")),
+    ("imports_and_drawing_are_folded", lambda nb: code(4)(nb).update(source="ax.plot(x)")),
+    ("cells_are_exact", lambda nb: code(4)(nb).metadata.update(tags=["timed"])),
+    ("first_mention_of_a_claim_quotes_it", say_openly("As claim B7 says.")),
+    ("first_mention_of_a_claim_quotes_it", say_openly("As article B says.")),
+    ("owned_claims_have_cards", drop("```{claim} A8\n```")),
+    ("nothing_is_a_diary", say_openly("On 21 November the grid grew.")),
+    ("nothing_is_a_diary", say_openly("Since 2026-11-21 it is so.")),
+    ("nothing_is_a_diary", say_openly("In a pilot it was so.")),
+    ("derivatives_are_with_respect_to", say_openly("The derivative of the loss by $v$ is")),
+    ("derivatives_are_with_respect_to", say_openly("the derivative of $c_T$\nby $c_0$")),
+    ("derivatives_are_with_respect_to", say_openly("its slope by the gate's weight")),
+]
+KEEPS = [
+    "The gradient is multiplied by $f_t$, and the slopes of the steps, by the chain rule, too.",
+    "The slope by which a preactivation moves the cell; the gradient by length of path.",
+    "As {claim}`B7` says, and claim B7 again; on an H100, as {article}`B` and article B say.",
+    "```{note}\n:class: dropdown\nA pilot on 21 November 2026: claim A100.\n```",
+    "Gates may be two; 21 gates do.",
+]
+
+
+def page_complaints(notebook: NotebookNode) -> dict[str, list[str]]:
+    """What each rule of the new form says of a page of chapter 6, which owns one claim."""
+    chapter = Chapter("06_lstm", notebook, OWNERS)
+    return {name: list(check(chapter)) for name, check in PAGE_RULES.items()}
+
+
+@pytest.mark.parametrize("text", ["", *KEEPS])
+def test_a_good_page_keeps_every_rule_of_both_forms(text):
+    notebook = good_page()
+    if text:
+        say_openly(text)(notebook)
+    complaints = page_complaints(notebook)
+    complaints |= {name: list(check(notebook)) for name, check in RULES.items()}
+    assert not any(complaints.values()), complaints
+
+
+@pytest.mark.parametrize(("name", "spoil"), PAGE_SPOILS, ids=[name for name, _ in PAGE_SPOILS])
+def test_rule_of_the_new_form_finds_the_fault(name, spoil):
+    notebook = good_page()
+    spoil(notebook)
+    assert page_complaints(notebook)[name]
+
+
+def test_every_rule_of_the_new_form_is_tried_against_a_fault():
+    assert {name for name, _ in PAGE_SPOILS} == set(PAGE_RULES)
+
+
+def test_the_rules_know_the_owners_of_the_books_claims():
+    assert owners()["A9"] == ["06_lstm", "14_moe"]
