@@ -29,6 +29,7 @@ try:
         seeds,
         train,
     )
+    from gatelib.lab.verdict import Difference, Runs, rates
 except ModuleNotFoundError as error:
     package = (error.name or "gatelib").split(".")[0]
     if package == "gatelib":
@@ -38,10 +39,12 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "Agreement",
+    "Difference",
     "History",
     "Passport",
     "Readout",
     "Recording",
+    "Runs",
     "Seeds",
     "Source",
     "Sweep",
@@ -56,6 +59,7 @@ __all__ = [
     "jacobian_spectrum",
     "over_time",
     "passport",
+    "rates",
     "record",
     "saturation",
     "seeds",
