@@ -1,15 +1,20 @@
-"""The claims ledger and the verdict cards, both made from `book/claims.yml`.
+"""The claims ledger, the verdict cards and the roles that quote, all made from `book/claims.yml`.
 
 Imports PyYAML, Sphinx and docutils. Must not import gatelib.
 
 A code cell tagged `decides-A8` decides claim A8; its anchor is `decides-a8`. The card in the
-chapter and the row in the ledger read the same entry, so they cannot differ.
+chapter and the row in the ledger read the same entry, so they cannot differ. The role
+{claim}`A8`, or {claim}`Claim A8`, links a mention to the ledger and brings the claim's words along;
+{article}`A` does so for an article, in the words of `book/sources.md`.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from docutils.statemachine import StringList
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 VERDICTS = {
     "holds": "holds",
@@ -30,6 +35,8 @@ VERDICTS = {
 }
 FIELDS = {"id", "section", "claim", "chapters", "verdicts"}
 TAG = re.compile(r"decides-([A-E]\d+)")
+MENTION = re.compile(r"([Cc]laim )?([A-Z]\d+)")
+ARTICLE = re.compile(r"^Article ([A-Z])\n: (.+)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -80,20 +87,24 @@ def load(path: Path) -> dict[str, Claim]:
     return claims
 
 
-class Base(SphinxDirective):
-    """What the directives share: the data, and MyST text turned into nodes."""
+@cache
+def title(path: Path, changed: float) -> str:
+    """Return the title of the chapter at `path`, as it was at the time `changed`."""
+    cell = json.loads(path.read_text(encoding="utf8"))["cells"][0]
+    return "".join(cell["source"]).splitlines()[0].removeprefix("# ")
+
+
+class Linked:
+    """What directives and roles share: the data and links to labels."""
+
+    env: Any
+    get_source_info: Callable[[], tuple[str, int]]
 
     def claims(self) -> dict[str, Claim]:
         """Return the ledger, and have Sphinx read this page again when it changes."""
         path = Path(self.env.srcdir) / "book" / "claims.yml"
         self.env.note_dependency(str(path))
         return load(path)
-
-    def parse(self, text: str, *classes: str) -> nodes.container:
-        """Return a container that holds `text`, read as MyST."""
-        box = nodes.container(classes=list(classes))
-        self.state.nested_parse(StringList(text.splitlines(), self.env.docname), 0, box)
-        return box
 
     def link(self, label: str, text: str) -> pending_xref:
         """Return a reference to a label, kept by Sphinx's nitpicking."""
@@ -104,6 +115,16 @@ class Base(SphinxDirective):
         reference.source, reference.line = self.get_source_info()
         return reference
 
+
+class Base(Linked, SphinxDirective):
+    """What the directives share besides: MyST text turned into nodes, and what chapters exist."""
+
+    def parse(self, text: str, *classes: str) -> nodes.container:
+        """Return a container that holds `text`, read as MyST."""
+        box = nodes.container(classes=list(classes))
+        self.state.nested_parse(StringList(text.splitlines(), self.env.docname), 0, box)
+        return box
+
     def badge(self, verdict: str) -> nodes.inline:
         """Return the verdict as a coloured word."""
         return nodes.inline("", VERDICTS[verdict], classes=["verdict", f"verdict-{verdict}"])
@@ -111,6 +132,15 @@ class Base(SphinxDirective):
     def exists(self, chapter: str) -> bool:
         """Tell whether the chapter is in the book yet."""
         return f"chapters/{chapter}" in self.env.found_docs
+
+    def called(self, chapter: str) -> str:
+        """Return what a reader calls the chapter: its number, and its title where it exists."""
+        number = f"chapter {int(chapter[:2])}"
+        path = Path(self.env.srcdir) / "chapters" / f"{chapter}.ipynb"
+        if not self.exists(chapter) or not path.exists():
+            return number
+        self.env.note_dependency(str(path))
+        return f"{number}, {title(path, path.stat().st_mtime)}"
 
 
 class Card(Base):
@@ -183,10 +213,11 @@ class Ledger(Base):
         for chapter in claim.chapters:
             foot += nodes.Text(" · ")
             if chapter in claim.verdicts:
-                foot += self.link(f"{chapter}:decides-{claim.id}", f"{chapter}: the deciding cell")
+                text = f"{self.called(chapter)}: the deciding cell"
+                foot += self.link(f"{chapter}:decides-{claim.id}", text)
             else:
                 state = "not yet decided" if self.exists(chapter) else "not yet written"
-                foot += nodes.Text(f"{chapter}: {state}")
+                foot += nodes.Text(f"{self.called(chapter)}: {state}")
         return foot
 
 
@@ -205,6 +236,55 @@ class Summary(Base):
         return self.parse("\n".join(lines), "claims-summary").children
 
 
+class Mention(Linked, SphinxRole):
+    """{claim}`A8` in a sentence: a link to the ledger, with the claim's words as a gloss."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the link and the gloss; raise ExtensionError for what the ledger does not hold."""
+        found = MENTION.fullmatch(self.text)
+        claim = self.claims().get(found[2]) if found else None
+        if found is None or claim is None:
+            raise self.unknown("claim", "book/claims.yml")
+        link = self.link(f"claim-{claim.id}", f"{found[1] or 'claim '}{claim.id}")
+        return self.glossed(link, claim.claim)
+
+    def unknown(self, what: str, where: str) -> ExtensionError:
+        """Return the error for a name that is not there."""
+        source, line = self.get_source_info()
+        return ExtensionError(f"{source}:{line}: there is no {what} {self.text!r} in {where}")
+
+    def glossed(self, link: nodes.Node, words: str) -> tuple[list[nodes.Node], list[Any]]:
+        """Return the link followed by the words, which the style shows where they fit."""
+        parsed, messages = self.inliner.parse(f"“{words}”", self.lineno, self.inliner, link)
+        gloss = nodes.inline("", "", nodes.Text(" ("), *parsed, nodes.Text(")"), classes=["gloss"])
+        return [nodes.inline("", "", link, gloss, classes=["glossed"])], messages
+
+
+class Article(Mention):
+    """{article}`A` in a sentence: a link to the sources, and what the article is as a gloss."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the link and the gloss; raise ExtensionError for an article that is not there."""
+        path = Path(self.env.srcdir) / "book" / "sources.md"
+        self.env.note_dependency(str(path))
+        words = dict(ARTICLE.findall(path.read_text(encoding="utf8")))
+        name = self.text.removeprefix("Article ")
+        if name not in words:
+            raise self.unknown("article", "book/sources.md")
+        text = self.text if name != self.text else f"article {name}"
+        return self.glossed(self.link(f"article-{name}", text), words[name])
+
+
+def mark_articles(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each article on the page of sources its anchor and its label."""
+    if app.env.docname != "book/sources":
+        return
+    for term in doctree.findall(nodes.term):
+        anchor = term.astext().lower().replace(" ", "-")
+        term["ids"].append(anchor)
+        app.env.get_domain("std").anonlabels[anchor] = (app.env.docname, anchor)
+
+
 def mark_deciding_cells(app: Sphinx, doctree: nodes.document) -> None:
     """Give each cell tagged `decides-A8` its anchor, and a label that other pages can name."""
     std, docname = app.env.get_domain("std"), app.env.docname
@@ -221,8 +301,11 @@ def mark_deciding_cells(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the directives."""
+    """Register the directives and the roles."""
     app.add_directive("claim", Card)
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("claims-summary", Summary)
+    app.add_role("claim", Mention())
+    app.add_role("article", Article())
+    app.connect("doctree-read", mark_articles)
     app.connect("doctree-read", mark_deciding_cells)

@@ -250,8 +250,8 @@ def cells_are_exact(chapter: Chapter) -> Iterator[str]:
 @rule
 def first_mention_of_a_claim_quotes_it(chapter: Chapter) -> Iterator[str]:
     text = CARD.sub(r"QUOTED \2", chapter.prose)
-    text = re.sub(r"\{claim\}`([A-E]\d+)[^`]*`", r"QUOTED \1", text)
-    text = re.sub(r"\{article\}`([A-E])[^`]*`", r"QUOTED article \1", text)
+    text = re.sub(r"\{claim\}`(?:[Cc]laim )?([A-E]\d+)`", r"QUOTED \1", text)
+    text = re.sub(r"\{article\}`(?:Article )?([A-E])`", r"QUOTED article \1", text)
     known: set[str] = {""}
     for quoted, claim, article in CLAIM.findall(without_code_and_math(text)):
         name = claim if claim in chapter.claims else article
