@@ -5,6 +5,7 @@ Must not import NumPy, torch or any other floor.
 
 Inputs `a_k` are preactivations W_k x_t + U_k h_{t−1} + b_k; `c_prev` is the cell state one step
 before; `w_k` are peephole weights; `s_k` and `b_k` are gains and shifts of layer normalisation.
+Where a Spec has `u_k` too, `a_k` is W_k x_t + b_k and `u_k` is U_k h_{t−1} + b'_k.
 """
 
 from __future__ import annotations
@@ -57,11 +58,32 @@ LAYERNORM = Spec.parse(
     h = o*m
     """,
 )
-"""Layer normalisation (Ba et al. 2016, eq. 20–22), each gate's preactivation on its own.
+"""Layer normalisation of each gate's preactivation, W x and U h summed before it.
 
-Ba et al. normalise W x and U h apart; here their sum is normalised, once a gate. The shift b_f
-after the normalisation sets how open the forget gate starts: what a bias before it adds to all
-units is centred away.
+The shift b_f after the normalisation sets how open the forget gate starts: what a bias before it
+adds to all units is centred away. Ba et al. normalise W x and U h apart: `LAYERNORM_APART`.
+"""
+
+LAYERNORM_APART = Spec.parse(
+    "layernorm_apart",
+    "a_i u_i a_f u_f a_g u_g a_o u_o"
+    " s_ai s_ui s_af s_uf s_ag s_ug s_ao s_uo s_c b_i b_f b_g b_o b_c c_prev -> h c",
+    """
+    i = sigmoid(s_ai*normalize(a_i) + s_ui*normalize(u_i) + b_i)
+    f = sigmoid(s_af*normalize(a_f) + s_uf*normalize(u_f) + b_f)
+    g = tanh(s_ag*normalize(a_g) + s_ug*normalize(u_g) + b_g)
+    o = sigmoid(s_ao*normalize(a_o) + s_uo*normalize(u_o) + b_o)
+    c = f*c_prev + i*g
+    m = tanh(s_c*normalize(c) + b_c)
+    h = o*m
+    """,
+)
+"""Layer normalisation of Ba et al. 2016, arXiv:1607.06450, eq. 20–22, once a gate.
+
+Gains start at 1 and shifts at 0, as in the paper. It has no bias before the norms, and a shift for
+each of the two norms besides b_k; of these three, which add up, one is kept. So a layer without
+biases, `Recurrent(LAYERNORM_APART, …, bias=False)`, has the paper's parameters. One difference is
+left: the paper and its code take mean and variance over the 4·H values of all four gates.
 """
 
 CIFG = LSTM.replace("cifg", i="1 - f")
@@ -82,6 +104,7 @@ ALL = named(
     PEEPHOLE,
     CIFG,
     LAYERNORM,
+    LAYERNORM_APART,
     NO_INPUT,
     NO_FORGET,
     NO_OUTPUT,

@@ -5,7 +5,10 @@ Must not import SymPy, torch or any other floor: its agreement with them is evid
 
 Weights are packed gate by gate in the order of the variant (`VARIANTS[name].gates`; "ifgo" for the
 LSTM, as torch packs them): `W` (G·H, D), `U` (G·H, H), `b` (G·H,). Peepholes add `w_i`, `w_f`,
-`w_o` (H,); layer normalisation adds gains `s_k` and shifts `b_k` (H,) for i, f, g, o and c.
+`w_o` (H,); layer normalisation adds gains `s_k` and shifts `b_k` (H,) for i, f, g, o and c. Where
+W x and U h are normalised apart, their gains are `s_ak` and `s_uk`, and `b_u` is the bias of U h.
+
+`lstm` is the plain cell alone, in the fewest lines; `forward` serves all variants.
 """
 
 from __future__ import annotations
@@ -34,15 +37,23 @@ class Variant:
     gates: str = "ifgo"
     peepholes: str = ""
     normalised: str = ""
+    apart: bool = False
     coupled: bool = False
     input_activation: bool = True
     output_activation: bool = True
     has_cell: bool = True
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """What each gate's preactivation is the sum of: itself, or W x (a) and U h (u) apart."""
+        return ("a", "u") if self.apart else ("",)
+
+    @property
     def vectors(self) -> tuple[str, ...]:
         """Names of the learned vectors of length H."""
-        gains = [f"s_{k}" for k in self.normalised]
+        gates = [k for k in self.normalised if k != "c"]
+        gains = [f"s_{term}{k}" for k in gates for term in self.terms]
+        gains += ["s_c"] * ("c" in self.normalised)
         shifts = [f"b_{k}" for k in self.normalised]
         return (*(f"w_{k}" for k in self.peepholes), *gains, *shifts)
 
@@ -52,6 +63,7 @@ VARIANTS = {
     "peephole": Variant(peepholes="ifo"),
     "cifg": Variant(gates="fgo", coupled=True),
     "layernorm": Variant(normalised="ifgoc"),
+    "layernorm_apart": Variant(normalised="ifgoc", apart=True),
     "no_input": Variant(gates="fgo"),
     "no_forget": Variant(gates="igo"),
     "no_output": Variant(gates="ifg"),
@@ -79,12 +91,61 @@ def initialize(
 ) -> Weights:
     """Uniform weights in ±1/√H as torch draws them; peepholes and shifts 0, gains 1."""
     kind, bound = _variant(variant), 1 / np.sqrt(hidden_size)
-    rows = len(kind.gates) * hidden_size
-    shapes = {"W": (rows, input_size), "U": (rows, hidden_size), "b": (rows,)}
+    shapes = _shapes(kind, input_size, hidden_size)
     weights = {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
     for name in kind.vectors:
         weights[name] = np.full(hidden_size, 1.0 if name.startswith("s_") else 0.0)
     return weights
+
+
+def gates(x: Array, h: Array, W: Array, U: Array, b: Array) -> tuple[Array, ...]:
+    """The plain LSTM's input gate, forget gate, candidate and output gate, (..., H) each.
+
+    x (..., D) is the input and h (..., H) the output of the step before.
+    """
+    i, f, g, o = np.split(x @ W.T + h @ U.T + b, 4, axis=-1)
+    return sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+
+
+def lstm(x: Array, W: Array, U: Array, b: Array) -> tuple[Array, Array]:
+    """The plain LSTM over x (B, T, D): its outputs and its cell states, (B, T, H) both.
+
+    It starts from zeros. Weights, errors and source are those of `forward`.
+    """
+    hidden = _check(x, {"W": W, "U": U, "b": b}, VARIANTS["lstm"])
+    outputs, cells = np.zeros((2, *x.shape[:2], hidden), x.dtype)
+    h = c = np.zeros((len(x), hidden), x.dtype)
+    for t in range(x.shape[1]):
+        input_gate, forget_gate, candidate, output_gate = gates(x[:, t], h, W, U, b)
+        cells[:, t] = c = forget_gate * c + input_gate * candidate
+        outputs[:, t] = h = output_gate * np.tanh(c)
+    return outputs, cells
+
+
+def lstm_backward(
+    d_outputs: Array, x: Array, W: Array, U: Array, b: Array, outputs: Array, cells: Array
+) -> Weights:
+    """Gradients of a loss with respect to `x`, `W`, `U` and `b` of `lstm`.
+
+    d_outputs (B, T, H) is its gradient with respect to the outputs. The gates of each step are
+    computed again from what came before it.
+    """
+    h_before, c_before = (np.roll(states, 1, axis=1) for states in (outputs, cells))
+    h_before[:, :1] = c_before[:, :1] = 0
+    d_a = np.zeros((*x.shape[:2], len(b)), x.dtype)
+    d_h = d_c = np.zeros((len(x), U.shape[1]), x.dtype)
+    for t in reversed(range(x.shape[1])):
+        i, f, g, o = gates(x[:, t], h_before[:, t], W, U, b)
+        m = np.tanh(cells[:, t])
+        d_h = d_h + d_outputs[:, t]
+        d_c = d_c + d_h * o * (1 - m**2)
+        d_i, d_f, d_g, d_o = d_c * g, d_c * c_before[:, t], d_c * i, d_h * m
+        d_a[:, t] = np.concatenate(
+            [d_i * i * (1 - i), d_f * f * (1 - f), d_g * (1 - g**2), d_o * o * (1 - o)], axis=1
+        )
+        d_h, d_c = d_a[:, t] @ U, d_c * f
+    d_W, d_U = (np.einsum("btg,bti->gi", d_a, seen) for seen in (x, h_before))
+    return {"x": d_a @ W, "W": d_W, "U": d_U, "b": d_a.sum(axis=(0, 1))}
 
 
 def forward(
@@ -109,9 +170,9 @@ def forward(
     from_input = x @ weights["W"].T + weights["b"]
     for t in range(x.shape[1]):
         h, c = saved.h[-1], saved.c[-1]
-        packed = from_input[:, t] + h @ weights["U"].T
-        pre = dict(zip(kind.gates, np.split(packed, len(kind.gates), axis=1), strict=True))
-        step = _cell(kind, pre, c, weights) if kind.has_cell else _article(pre, c)
+        from_state = h @ weights["U"].T + weights.get("b_u", 0.0)
+        pre, step = _preactivations(kind, from_input[:, t], from_state, weights)
+        step |= _cell(kind, pre, c, weights) if kind.has_cell else _article(pre, c)
         live = saved.live[:, t, None]
         saved.h.append(np.where(live, step["h"], h))
         saved.c.append(np.where(live, step["c"], c))
@@ -121,31 +182,42 @@ def forward(
     return y, (saved.h[-1], saved.c[-1]), saved
 
 
-def _cell(kind: Variant, pre: Weights, c_prev: Array, w: Weights) -> dict[str, Array]:
+def _preactivations(
+    kind: Variant, from_input: Array, from_state: Array, w: Weights
+) -> tuple[Weights, Weights]:
+    """What each gate sees, after the norms where there are any, and what they normalised."""
+    packed = (from_input, from_state) if kind.apart else (from_input + from_state,)
+    pre: Weights = {}
+    normal: Weights = {}
+    for term, values in zip(kind.terms, packed, strict=True):
+        for k, block in zip(kind.gates, np.split(values, len(kind.gates), axis=1), strict=True):
+            if k in kind.normalised:
+                block, kept = _norm(f"{term}{k}", block, w)
+                normal |= kept
+            pre[k] = pre.get(k, w.get(f"b_{k}", 0.0)) + block
+    return pre, normal
+
+
+def _cell(kind: Variant, pre: Weights, c_prev: Array, w: Weights) -> Weights:
     """One step of an LSTM or of a variant that keeps its cell."""
-    raw, scales = dict(pre), {}
-    for k in set(kind.normalised) - {"c"}:
-        raw[k], scales[k] = _normalize(pre[k])
-    act = {k: w[f"s_{k}"] * raw[k] + w[f"b_{k}"] if k in scales else pre[k] for k in pre}
     one = np.ones_like(c_prev)
 
     def gate(k: str, cell: Array) -> Array:
         peep = w[f"w_{k}"] * cell if k in kind.peepholes else 0.0
-        return sigmoid(act[k] + peep) if k in act else one
+        return sigmoid(pre[k] + peep) if k in pre else one
 
     f = gate("f", c_prev)
     i = 1 - f if kind.coupled else gate("i", c_prev)
-    g = np.tanh(act["g"]) if kind.input_activation else act["g"]
+    g = np.tanh(pre["g"]) if kind.input_activation else pre["g"]
     c = f * c_prev + i * g
     o = gate("o", c)
-    inner = c
+    inner: Array = c
+    normal: Weights = {}
     if "c" in kind.normalised:
-        raw["c"], scales["c"] = _normalize(c)
-        inner = w["s_c"] * raw["c"] + w["b_c"]
+        inner, normal = _norm("c", c, w)
+        inner = inner + w["b_c"]
     m = np.tanh(inner) if kind.output_activation else inner
-    values = {"i": i, "f": f, "g": g, "o": o, "m": m, "c": c, "h": o * m}
-    normal = {f"raw_{k}": raw[k] for k in scales} | {f"scale_{k}": scales[k] for k in scales}
-    return values | normal
+    return {"i": i, "f": f, "g": g, "o": o, "m": m, "c": c, "h": o * m} | normal
 
 
 def _article(pre: Weights, c_prev: Array) -> dict[str, Array]:
@@ -154,10 +226,11 @@ def _article(pre: Weights, c_prev: Array) -> dict[str, Array]:
     return {"i": i, "f": f, "o": o, "h": o * f, "c": c_prev}
 
 
-def _normalize(x: Array) -> tuple[Array, Array]:
-    """(x − mean) / √(variance + ε) over the last axis, and 1 / √(variance + ε)."""
+def _norm(name: str, x: Array, w: Weights) -> tuple[Array, Weights]:
+    """The gain times (x − mean) / √(variance + ε) over the last axis, and what was computed."""
     scale = 1 / np.sqrt(x.var(axis=-1, keepdims=True) + EPSILON)
-    return (x - x.mean(axis=-1, keepdims=True)) * scale, scale
+    raw = (x - x.mean(axis=-1, keepdims=True)) * scale
+    return w[f"s_{name}"] * raw, {f"raw_{name}": raw, f"scale_{name}": scale}
 
 
 def backward(dy: Array, dh: Array | None, dc: Array | None, saved: Saved) -> dict[str, Array]:
@@ -170,7 +243,7 @@ def backward(dy: Array, dh: Array | None, dc: Array | None, saved: Saved) -> dic
     dh, dc = (zeros if d is None else d for d in (dh, dc))
     w, kind, steps = saved.weights, saved.variant, len(saved.steps)
     sums = {name: np.zeros_like(w[name]) for name in kind.vectors}
-    packed = np.zeros((*saved.x.shape[:2], w["b"].size), saved.x.dtype)
+    packed = np.zeros((2, *saved.x.shape[:2], w["b"].size), saved.x.dtype)
     for t in reversed(range(steps)):
         live = saved.live[:, t, None]
         into_h, into_c = live * (dh + dy[:, t]), live * dc
@@ -179,8 +252,8 @@ def backward(dy: Array, dh: Array | None, dc: Array | None, saved: Saved) -> dic
             pre, back_c = _cell_backward(kind, step, c_prev, w, into_h, into_c, sums)
         else:
             pre, back_c = _article_backward(step, into_h), into_c
-        packed[:, t] = np.concatenate([pre[k] for k in kind.gates], axis=1)
-        dh = np.where(live, packed[:, t] @ w["U"], dh)
+        packed[:, :, t] = _before_the_norms(kind, pre, step, w, sums)
+        dh = np.where(live, packed[1, :, t] @ w["U"], dh)
         dc = np.where(live, back_c, dc)
     return {"h0": dh, "c0": dc, **_weight_gradients(packed, saved), **sums}
 
@@ -188,10 +261,13 @@ def backward(dy: Array, dh: Array | None, dc: Array | None, saved: Saved) -> dic
 def _cell_backward(
     kind: Variant, s: Weights, c_prev: Array, w: Weights, dh: Array, dc: Array, sums: Weights
 ) -> tuple[Weights, Array]:
-    """Adjoints of the preactivations and of c_prev for one step; adds to `sums`."""
+    """Adjoints of what the gates see and of c_prev for one step; adds to `sums`."""
     d_pre: Weights = {"o": dh * s["m"] * s["o"] * (1 - s["o"])}
     d_inner = dh * s["o"] * (1 - s["m"] ** 2 if kind.output_activation else 1.0)
-    dc = dc + _through_norm("c", d_inner, s, w, sums, "c" in kind.normalised)
+    if "c" in kind.normalised:
+        sums["b_c"] += d_inner.sum(axis=0)
+        d_inner = _through_norm("c", d_inner, s, w, sums)
+    dc = dc + d_inner
     if "o" in kind.peepholes:
         dc = dc + _peep("o", d_pre["o"], s["c"], w, sums)
     d_g, d_f, d_i = dc * s["i"], dc * c_prev, dc * s["g"]
@@ -203,8 +279,23 @@ def _cell_backward(
     back = dc * s["f"]
     for k in set(kind.peepholes) & {"i", "f"}:
         back = back + _peep(k, d_pre[k], c_prev, w, sums)
-    through = {k: _through_norm(k, d_pre[k], s, w, sums, k in kind.normalised) for k in kind.gates}
-    return through, back
+    return d_pre, back
+
+
+def _before_the_norms(
+    kind: Variant, d_pre: Weights, s: Weights, w: Weights, sums: Weights
+) -> Array:
+    """Adjoints of W x + b and of U h, packed (2, B, G·H), from those of what the gates see."""
+    terms = []
+    for term in kind.terms:
+        blocks = []
+        for k in kind.gates:
+            d, normalised = d_pre[k], k in kind.normalised
+            blocks.append(_through_norm(f"{term}{k}", d, s, w, sums) if normalised else d)
+        terms.append(np.concatenate(blocks, axis=1))
+    for k in set(kind.normalised) - {"c"}:
+        sums[f"b_{k}"] += d_pre[k].sum(axis=0)
+    return np.stack([terms[0], terms[-1]])
 
 
 def _article_backward(s: Weights, dh: Array) -> Weights:
@@ -222,32 +313,28 @@ def _peep(k: str, d_pre: Array, cell: Array, w: Weights, sums: Weights) -> Array
     return np.asarray(d_pre * w[f"w_{k}"])
 
 
-def _through_norm(
-    k: str, d: Array, s: Weights, w: Weights, sums: Weights, normalised: bool
-) -> Array:
-    """Back through s_k · normalize(x) + b_k, or straight through where there is no norm."""
-    if not normalised:
-        return d
-    raw, scale = s[f"raw_{k}"], s[f"scale_{k}"]
-    sums[f"s_{k}"] += (d * raw).sum(axis=0)
-    sums[f"b_{k}"] += d.sum(axis=0)
-    d = d * w[f"s_{k}"]
+def _through_norm(name: str, d: Array, s: Weights, w: Weights, sums: Weights) -> Array:
+    """Back through the gain and the norm; the gain's own gradient is summed."""
+    raw, scale = s[f"raw_{name}"], s[f"scale_{name}"]
+    sums[f"s_{name}"] += (d * raw).sum(axis=0)
+    d = d * w[f"s_{name}"]
     centred = d - d.mean(axis=-1, keepdims=True)
     return np.asarray(scale * (centred - raw * (d * raw).mean(axis=-1, keepdims=True)))
 
 
 def _weight_gradients(packed: Array, saved: Saved) -> Weights:
-    """One product over all steps and rows for each matrix."""
-    batch, steps, rows = packed.shape
+    """One product over all steps and rows for each matrix; packed (2, B, T, G·H)."""
+    _, batch, steps, rows = packed.shape
     hidden = saved.h[0].shape[1]
     before = np.stack(saved.h, axis=1)[:, :steps]
-    flat = packed.reshape(batch * steps, rows)
-    return {
-        "W": flat.T @ saved.x.reshape(batch * steps, saved.x.shape[2]),
-        "U": flat.T @ before.reshape(batch * steps, hidden),
-        "b": flat.sum(axis=0),
-        "x": packed @ saved.weights["W"],
+    from_input, from_state = packed.reshape(2, batch * steps, rows)
+    found = {
+        "W": from_input.T @ saved.x.reshape(batch * steps, saved.x.shape[2]),
+        "U": from_state.T @ before.reshape(batch * steps, hidden),
+        "b": from_input.sum(axis=0),
+        "x": packed[0] @ saved.weights["W"],
     }
+    return found | ({"b_u": from_state.sum(axis=0)} if saved.variant.apart else {})
 
 
 def _variant(name: str) -> Variant:
@@ -256,12 +343,17 @@ def _variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def _shapes(kind: Variant, input_size: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the packed weights."""
+    rows = len(kind.gates) * hidden
+    shapes: dict[str, tuple[int, ...]] = {"W": (rows, input_size), "U": (rows, hidden)}
+    return shapes | dict.fromkeys(("b", "b_u") if kind.apart else ("b",), (rows,))
+
+
 def _check(x: Array, weights: Weights, kind: Variant) -> int:
     """Check shapes and dtypes; return the hidden size."""
     check_input(x)
     hidden = weights["U"].shape[-1] if "U" in weights else 0
-    rows = len(kind.gates) * hidden
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(kind.vectors, (hidden,))
-    shapes |= {"W": (rows, x.shape[2]), "U": (rows, hidden), "b": (rows,)}
-    check_weights(weights, shapes, x)
+    vectors: dict[str, tuple[int, ...]] = dict.fromkeys(kind.vectors, (hidden,))
+    check_weights(weights, _shapes(kind, x.shape[2], hidden) | vectors, x)
     return int(hidden)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from functools import partial
 
 import numpy as np
@@ -11,11 +13,12 @@ from hypothesis import strategies as st
 
 from gatelib import derived, lab
 from gatelib.equations import lstm as equations
-from gatelib.nn import Recurrent
+from gatelib.nn import Recurrent, init
 from gatelib.reference import lstm as reference
 from tests.families import witnesses
 
 NAMES = sorted(equations.ALL)
+PLAIN = ("gates", "lstm", "lstm_backward")
 
 
 def problem(name, B=3, T=5, D=4, H=6, seed=0):
@@ -84,16 +87,17 @@ def test_hand_and_derivation_agree_for_any_shape(name, shape, seed):
     args = problem(name, *shape, seed=seed)
     # With one feature, or with two nearly equal ones, a normalised value is ill-conditioned: its
     # derivative is up to 1/√ε = 316 a layer, so rounding may grow by its power.
-    bound = 1e-6 if name == "layernorm" else 1e-10
+    bound = 1e-6 if name.startswith("layernorm") else 1e-10
     assert_agree(by_hand(name, *args), by_equations(name, *args), bound)
 
 
-def test_a_padded_row_is_the_row_alone():
-    x, weights, initial, dy, final = problem("peephole", B=2, T=6, seed=3)
+@pytest.mark.parametrize("name", ["peephole", "layernorm_apart"])
+def test_a_padded_row_is_the_row_alone(name):
+    x, weights, initial, dy, final = problem(name, B=2, T=6, seed=3)
     lengths = np.array([6, 2])
-    together = by_hand("peephole", x, weights, initial, dy, final, lengths)
+    together = by_hand(name, x, weights, initial, dy, final, lengths)
     rows = {k: v[1:] for k, v in initial.items()}, {k: v[1:] for k, v in final.items()}
-    alone = by_hand("peephole", x[1:, :2], weights, rows[0], dy[1:, :2], rows[1])
+    alone = by_hand(name, x[1:, :2], weights, rows[0], dy[1:, :2], rows[1])
     np.testing.assert_allclose(together["y"][1, :2], alone["y"][0], atol=1e-14)
     assert not together["y"][1, 2:].any()
     for key in ("final_h", "final_c", "d_h0", "d_c0"):
@@ -133,11 +137,109 @@ def test_the_article_network_never_uses_its_input_gate():
     assert found["d_W"][6:].any()
 
 
+# ---- the plain cell ---------------------------------------------------------------------------
+
+
+def plain(shape=(3, 5, 4, 6), seed=4):
+    """What the plain cell and the general one are given: no initial state, and none at the end."""
+    x, weights, initial, dy, _ = problem("lstm", *shape, seed=seed)
+    none = {k: np.zeros_like(v) for k, v in initial.items()}
+    return x, weights, none, dy, none
+
+
+def by_plain(x, weights, _, dy, __):
+    outputs, cells = reference.lstm(x, **weights)
+    grads = reference.lstm_backward(dy, x, **weights, outputs=outputs, cells=cells)
+    return {"y": outputs, "cells": cells} | {f"d_{k}": v for k, v in grads.items()}
+
+
+@witnesses.for_any_shape(20)
+def test_the_plain_cell_is_the_general_one(shape, seed):
+    args = plain(shape, seed)
+    found, general = by_plain(*args), by_hand("lstm", *args)
+    last = found.pop("cells")[:, -1]
+    np.testing.assert_allclose(last, general["final_c"], atol=1e-14)
+    assert_agree(found, {k: general[k] for k in found})
+
+
+def test_the_plain_cell_is_torch_lstm():
+    args = plain()
+    found = by_plain(*args)
+    del found["cells"]
+    peer = by_torch(torch.nn.LSTM(4, 6, batch_first=True), "lstm", *args)
+    assert_agree(found, {k: peer[k] for k in found})
+
+
+def test_the_plain_cell_reads_an_empty_sequence():
+    x, weights, _, dy, _ = plain()
+    found = by_plain(x[:, :0], weights, None, dy[:, :0], None)
+    assert found["y"].shape == (3, 0, 6) and not found["d_W"].any()
+
+
+def test_the_plain_backward_leaves_what_it_is_given_alone():
+    x, weights, _, dy, _ = plain()
+    given = (dy, x, *weights.values(), *reference.lstm(x, **weights))
+    kept = [array.copy() for array in given]
+    reference.lstm_backward(*given)
+    assert all(np.array_equal(array, copy) for array, copy in zip(given, kept, strict=True))
+
+
+def test_the_plain_cell_fits_ten_lines_and_its_backward_twenty_five():
+    code = ast.parse(inspect.getsource(reference))
+    found = {node.name: node for node in code.body if isinstance(node, ast.FunctionDef)}
+    lines = {name: found[name].end_lineno - found[name].body[1].lineno + 1 for name in PLAIN}
+    assert lines["gates"] + lines["lstm"] <= 10 and lines["lstm_backward"] <= 25, lines
+
+
+# ---- layer normalisation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["layernorm", "layernorm_apart"])
+def test_gains_start_at_one_and_shifts_at_zero(name):
+    weights = reference.initialize(np.random.default_rng(0), 4, 6, name)
+    layer = Recurrent(equations.ALL[name], 4, 6)
+    for vector in equations.ALL[name].vectors:
+        start = 1 if vector.startswith("s_") else 0
+        assert (weights[vector] == start).all() and (getattr(layer, f"{vector}_l0") == start).all()
+
+
+def test_the_layer_without_biases_has_the_parameters_of_the_paper():
+    layer = Recurrent(equations.LAYERNORM_APART, 4, 6, bias=False)
+    products, gains, shifts = 4 * 6 * (4 + 6), 2 * 4 * 6 + 6, 4 * 6 + 6
+    assert sum(p.numel() for p in layer.parameters()) == products + gains + shifts
+
+
+def test_a_forget_bias_is_the_shift_behind_both_norms():
+    layer = init.forget_bias_(Recurrent(equations.LAYERNORM_APART, 4, 6, bias=False), 2.0)
+    assert (layer.b_f_l0 == 2).all() and not layer.b_i_l0.any()
+    chrono = init.chrono_(layer, 50)
+    assert torch.equal(chrono.b_i_l0, -chrono.b_f_l0) and (chrono.b_f_l0 > 0).any()
+
+
+@pytest.mark.parametrize("scaled", ["W", "U"])
+def test_normalised_apart_neither_product_can_drown_the_other(scaled):
+    x, weights, initial, *_ = problem("layernorm_apart", H=32, seed=5)
+    sums = {k: v for k, v in weights.items() if k in ("W", "U", "b") or k[2:] in "ifgoc"}
+    sums |= {f"s_{k}": weights[f"s_a{k}"] for k in "ifgo"}
+    moved = {}
+    for name, own in (("layernorm_apart", weights), ("layernorm", sums)):
+        own = own | {k: np.zeros_like(own[k]) for k in ("b", "b_u") if k in own}
+        states = initial["h"][:, :1] * np.ones(32), initial["c"][:, :1] * np.ones(32)
+        before, *_ = reference.forward(x, own, *states, variant=name)
+        after, *_ = reference.forward(x, own | {scaled: 100 * own[scaled]}, *states, variant=name)
+        moved[name] = np.abs(after - before).max()
+    assert moved["layernorm_apart"] < 0.05 < moved["layernorm"], moved
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
         *witnesses.BAD_SEQUENCES,
         ({"variant": "peephole"}, ValueError, "weights: expected"),
+        ({"variant": "layernorm_apart"}, ValueError, "weights: expected .*'b_u'"),
     ],
 )
 def test_bad_input_is_named(change, error, says):
@@ -145,3 +247,11 @@ def test_bad_input_is_named(change, error, says):
     arguments = {"x": x, "weights": weights} | change
     with pytest.raises(error, match=says):
         reference.forward(**arguments)
+
+
+def test_bad_input_of_the_plain_cell_is_named():
+    x, weights, *_ = plain()
+    with pytest.raises(ValueError, match=r"weights\['U'\]: expected"):
+        reference.lstm(x, weights["W"], weights["U"][:-1], weights["b"])
+    with pytest.raises(ValueError, match="x: expected 3 dimensions"):
+        reference.lstm(x[0], **weights)

@@ -15,6 +15,7 @@ KEEPS = {
     "lstm": {"c": "f"},
     "peephole": {"c": "f"},
     "layernorm": {"c": "f"},
+    "layernorm_apart": {"c": "f"},
     "cifg": {"c": "f"},
     "no_forget": {},
     "gru": {"h": "z"},
