@@ -57,6 +57,7 @@ NOTEBOOK_METADATA = {
 }
 SHOWN_VERSIONS = ("numpy", "sympy", "torch", "triton", "matplotlib", "scikit-learn", "jupyter-book")
 CELL_SECONDS = 300
+SANITISERS = ROOT / "tests" / "nbval.cfg"
 
 
 def prepare_environment() -> dict[str, str]:
@@ -120,12 +121,15 @@ def keep_timed_outputs(before: NotebookNode, after: NotebookNode) -> None:
 
 
 def execute(path: Path, timed: bool = False) -> dict[str, Any]:
-    """Run a chapter and rewrite it if a byte changed; return seconds and peak memory."""
+    """Run a chapter, with what was edited in its text twin; return seconds and peak memory.
+
+    The cells run in a copy. It is written when all of them have passed, if a byte changed.
+    """
     from nbclient import NotebookClient
 
     os.environ.update(prepare_environment())
     before = nbformat.read(path, as_version=4)
-    notebook = copy.deepcopy(before)
+    notebook = copy.deepcopy(taken_over(path, before))
     start = time.perf_counter()
     NotebookClient(
         notebook,
@@ -140,6 +144,8 @@ def execute(path: Path, timed: bool = False) -> dict[str, Any]:
     if not timed:
         keep_timed_outputs(before, notebook)
     write(clean(notebook), path)
+    if path.with_suffix(".md").exists():
+        write_twin(path, notebook)
     return {"seconds": round(seconds, 1), "megabytes": peak_megabytes()}
 
 
@@ -152,11 +158,13 @@ def peak_megabytes() -> int:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a valid notebook, and only if its bytes differ from what is there."""
+    """Write a valid notebook, whole or not at all, and only if its bytes differ."""
     nbformat.validate(notebook)
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+        half = path.with_suffix(".writing")
+        half.write_text(text, encoding="utf-8")
+        half.replace(path)
 
 
 # --- all of them ------------------------------------------------------------------------------
@@ -299,31 +307,62 @@ def number_new_cells(cells: Iterable[NotebookNode]) -> None:
         used.add(cell.id)
 
 
-def pair(path: Path) -> str:
-    """Bring a chapter and its text twin into agreement; say what was done.
+class EditedTwiceError(RuntimeError):
+    """A chapter and its text twin were both edited since they last agreed."""
 
-    Raises SystemExit if both were edited since they last agreed.
+
+def taken_over(path: Path, notebook: NotebookNode) -> NotebookNode:
+    """The chapter with what was edited in its text twin; itself where nothing was.
+
+    Writes nothing. Raises EditedTwiceError if both were edited since they last agreed.
     """
-    notebook = nbformat.read(path, as_version=4)
-    twin, now = path.with_suffix(".md"), content_hash(notebook)
+    twin = path.with_suffix(".md")
     if not twin.exists():
-        twin.write_text(as_text(notebook, now), encoding="utf-8")
-        return "text written"
+        return notebook
     edited = from_text(twin.read_text(encoding="utf-8"))
-    base, text_now = edited.metadata.get("paired", ""), content_hash(edited)
-    if text_now == now:
-        return "in agreement"
-    if base not in (now, text_now):
-        raise SystemExit(
+    base, text, now = edited.metadata.get("paired"), content_hash(edited), content_hash(notebook)
+    if text in (now, base):
+        return notebook
+    if base != now:
+        raise EditedTwiceError(
             f"{path.name} and {twin.name} were both edited since they agreed; "
             f"delete {twin.name} to keep the notebook, or restore the notebook to keep the text"
         )
-    if base == now:
-        notebook = merge(notebook, edited)
-        write(notebook, path)
-        now = content_hash(notebook)
-    twin.write_text(as_text(notebook, now), encoding="utf-8")
-    return "notebook updated: execute it" if base != text_now else "text updated"
+    return merge(copy.deepcopy(notebook), edited)
+
+
+def write_twin(path: Path, notebook: NotebookNode) -> None:
+    """Write the text twin of a chapter, with the hash of the cells that it was made from."""
+    text = as_text(notebook, content_hash(notebook))
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def pair(path: Path) -> str:
+    """Bring a chapter and its text twin into agreement without a run; say what was done."""
+    notebook = nbformat.read(path, as_version=4)
+    twin, merged = path.with_suffix(".md"), taken_over(path, notebook)
+    was = content_hash(from_text(twin.read_text(encoding="utf-8"))) if twin.exists() else ""
+    if merged is not notebook:
+        write(merged, path)
+        said = "notebook updated: execute it"
+    elif was == content_hash(notebook):
+        return "in agreement"
+    else:
+        said = "text updated" if was else "text written"
+    write_twin(path, merged)
+    return said
+
+
+def pair_all(paths: Sequence[Path]) -> int:
+    """Pair chapters with their text twins; print what was done; return how many were refused."""
+    refused = 0
+    for path in paths:
+        try:
+            said = pair(path)
+        except EditedTwiceError as error:
+            refused, said = refused + 1, str(error)
+        print(f"{path.stem:20} {said}")
+    return refused
 
 
 def main() -> int:
@@ -338,11 +377,8 @@ def main() -> int:
         command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir=chapters"]
         return subprocess.call(command, env=prepare_environment(), cwd=ROOT)
     paths = find(options.chapters)
-    for path in paths:
-        if options.text or path.with_suffix(".md").exists():
-            print(f"{path.stem:20} {pair(path)}")
     if options.text:
-        return 0
+        return pair_all(paths) > 0
     return execute_all(paths, options.timed) > 0
 
 

@@ -126,8 +126,53 @@ def test_edits_on_both_sides_are_refused(tmp_path):
     twin = path.with_suffix(".md")
     twin.write_text(twin.read_text().replace("A paper.", "Two papers."))
     path.write_text(path.read_text().replace("A paper.", "No paper."))
-    with pytest.raises(SystemExit, match="both edited"):
+    with pytest.raises(notebooks.EditedTwiceError, match="both edited"):
         notebooks.pair(path)
+    assert notebooks.pair_all([path]) == 1
+
+
+FIGURE = "from IPython.display import SVG\nSVG('<svg>1</svg>')"
+
+
+@pytest.fixture
+def twin(tmp_path):
+    """The text twin of a chapter that holds a figure and was run."""
+    path = stored(tmp_path, new_code_cell("value = 1"), new_code_cell(FIGURE))
+    notebooks.execute(path)
+    notebooks.pair(path)
+    return path.with_suffix(".md")
+
+
+def test_an_edit_in_the_text_reaches_the_chapter_when_every_cell_has_passed(twin):
+    path = twin.with_suffix(".ipynb")
+    twin.write_text(twin.read_text().replace("<svg>1", "<svg>2"))
+    notebooks.execute(path)
+    after = nbformat.read(path, as_version=4)
+    assert "<svg>2" in after.cells[1].outputs[0].data["image/svg+xml"]
+    assert notebooks.pair(path) == "in agreement"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("value = 1", "1 / 0"), ("<svg>1</svg>')", "<svg>2</svg>')\n1 / 0")]
+)
+def test_a_failing_edit_in_the_text_stays_there_and_the_chapter_keeps_its_figure(twin, old, new):
+    path = twin.with_suffix(".ipynb")
+    before, edited = path.read_bytes(), twin.read_text().replace(old, new)
+    twin.write_text(edited)
+    assert new in edited and notebooks.execute_all([path], timed=False) == 1
+    assert path.read_bytes() == before and twin.read_text() == edited
+    files = sorted(file.name for file in path.parent.iterdir())
+    assert files == [path.name, twin.name]
+
+
+def test_a_chapter_that_was_edited_twice_is_not_run(twin):
+    path = twin.with_suffix(".ipynb")
+    twin.write_text(twin.read_text().replace("value = 1", "value = 2"))
+    path.write_text(path.read_text().replace("value = 1", "value = 3"))
+    before = path.read_bytes()
+    with pytest.raises(notebooks.EditedTwiceError, match="delete 01_small"):
+        notebooks.execute(path)
+    assert path.read_bytes() == before
 
 
 def test_sanitisers_hide_names_and_keep_numbers():
