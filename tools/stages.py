@@ -107,15 +107,12 @@ def script(name: str) -> str:
 
 
 def chapter_stage(path: Path) -> Stage:
-    """Strict nbval over one chapter."""
+    """Strict nbval over one chapter, as chapters/conftest.py sets it up."""
     relative = str(path.relative_to(ROOT))
-    nbval = ("--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/nbval.cfg")
-    limits = ("--nbval-cell-timeout", str(notebooks.CELL_SECONDS), "--timeout", "600")
-    quiet = ("-p", "no:cacheprovider", "-W", "default", "-q")
-    command = python("pytest", *nbval, *limits, *quiet, relative)
+    command = python("pytest", "--nbval", "-p", "no:cacheprovider", "-q", relative)
     shared = f"chapters/support/{path.stem[3:]}.py"
-    read = (*LIBRARY, "tools/notebooks.py", "tests/nbval.cfg", shared, relative)
-    return Stage(path.stem, (command,), read)
+    runner = ("chapters/conftest.py", "tools/notebooks.py", "tests/nbval.cfg")
+    return Stage(path.stem, (command,), (*LIBRARY, *runner, shared, relative))
 
 
 def unit_stages() -> list[Stage]:
