@@ -12,12 +12,12 @@ Of each element alone:
 
 - `step(x)`: 1 where x > 0, else 0; its derivative is 0
 - `sigmoid(x)`: 1/(1 + e^−x)
-- `tanh(x)`
+- `tanh(x)`: the hyperbolic tangent
 - `identity(x)`: x
 - `relu(x)`: max(x, 0)
-- `exp(x)`
-- `log(x)`: the natural one
-- `sqrt(x)`
+- `exp(x)`: e^x
+- `log(x)`: the natural logarithm
+- `sqrt(x)`: the square root
 - `softplus(x)`: log(1 + e^x)
 - `silu(x)`: x sigmoid(x)
 - `normal_pdf(x)`: the standard normal density
@@ -28,8 +28,8 @@ Of each element alone:
 
 Across the features, the last axis:
 
-- `mean(x)`
-- `total(x)`: their sum
+- `mean(x)`: the mean of all features
+- `total(x)`: the sum of all features
 - `softmax(x)`: e^x over the sum of all e^x
 - `normalize(x)`: (x − mean(x)) rstd(x), as layer normalisation has it
 - `rstd(x)`: 1/√(variance of x + 10⁻⁵)

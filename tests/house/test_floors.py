@@ -25,8 +25,8 @@ from gatelib.functions import FUNCTIONS
 from gatelib.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, STUB = "book/api.md", "gatelib/nn/__init__.pyi"
-PATTERNS = ("gatelib/**/*.py", "tests/families/*.py", PAGE, STUB)
+API, STUB = "book/api/", "gatelib/nn/__init__.pyi"
+PATTERNS = ("gatelib/**/*.py", "tests/families/*.py", f"{API}*.md", STUB)
 
 NO_LAYERS = {
     "Attention": "what both attentions and the fixed context share",
@@ -51,7 +51,7 @@ OFF_THE_PAGE = {
     "gatelib.reference": "an empty package",
     "gatelib.reference.check": "checks that references share",
 }
-"""Modules that the API page leaves out; a name that ends in a point stands for all that follow."""
+"""Modules that no page of the library shows; a name ending in a point stands for all below it."""
 
 BLOCKS: dict[str, str] = {}
 """Specs of a family that are neither in its ALL nor a stage of a cell there, with the reason."""
@@ -113,23 +113,40 @@ def exported(text: str) -> list[str]:
 
 
 def off_the_page(files: Files) -> Iterator[str]:
-    """Every public module is on the API page, and the page names no other."""
-    paged = re.findall(r"^\.\. automodule:: (\S+)$", files[PAGE], re.M)
+    """Every public module is on a page of the library, once, and the pages name no other."""
+    shown = on_the_pages(files)
     modules = {
         path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
         for path in files
         if re.fullmatch(r"gatelib/(\w+/)*([a-z]\w*|__init__)\.py", path)
     }
-    for module in sorted({module for module in paged if paged.count(module) > 1}):
-        yield f"{PAGE} shows {module} twice"
-    for module in sorted(set(paged) - set(modules)):
-        yield f"{PAGE} shows {module}, which is gone: take its heading and its block away"
-    for module in sorted(set(modules) - set(paged)):
+    for module, pages in shown.items():
+        if len(pages) > 1:
+            yield f"{' and '.join(pages)}: {module} is shown twice"
+        if module not in modules:
+            yield f"{pages[0]} shows {module}, which is gone: take its heading and its block away"
+    for module in sorted(set(modules) - set(shown)):
         if module not in OFF_THE_PAGE and module.rpartition(".")[0] + "." not in OFF_THE_PAGE:
             yield (
-                f"{modules[module]} is not on the API page; add to {PAGE} the heading "
-                f"### `{module}` and a block with `.. automodule:: {module}`"
+                f"{modules[module]} is not among the pages of the library; add to "
+                f"{page_of(module, files)} the heading ## `{module}` and a block with "
+                f"`.. automodule:: {module}`"
             )
+
+
+def on_the_pages(files: Files) -> dict[str, list[str]]:
+    """{module: the pages that show it}."""
+    shown: dict[str, list[str]] = {}
+    for path, text in files.items():
+        for module in re.findall(r"^\.\. automodule:: (\S+)$", text, re.M):
+            shown.setdefault(module, []).append(path)
+    return shown
+
+
+def page_of(module: str, files: Files) -> str:
+    """The page of a module's floor."""
+    page = f"{API}{module.split('.')[1]}.md"
+    return page if page in files else f"{API}language.md"
 
 
 def unlisted(family: str, namespace: Mapping[str, object], known: Mapping[str, Cell]):
@@ -175,7 +192,7 @@ def test_every_exception_is_still_one():
     for module in OFF_THE_PAGE:
         path = module.removesuffix(".").replace(".", "/")
         assert f"{path}.py" in FILES or f"{path}/__init__.py" in FILES
-        assert f".. automodule:: {module}\n" not in FILES[PAGE]
+        assert module not in on_the_pages(FILES)
     assert all(hasattr(family(block.split(".")[0]), block.split(".")[1]) for block in BLOCKS)
 
 
@@ -191,8 +208,8 @@ WHOLE = {
     "tests/families/test_peek.py": "",
     "gatelib/nn/peek.py": LAYER,
     STUB: NAMED,
-    PAGE: "".join(BLOCK.replace("nn", floor) for floor in ("nn", "equations", "reference")),
-}
+} | {f"{API}{floor}.md": BLOCK.replace("nn", floor) for floor in ("nn", "equations", "reference")}
+NN = f"{API}nn.md"
 
 
 def without(path: str) -> dict[str, str]:
@@ -219,9 +236,10 @@ def test_a_gate_that_is_everywhere_passes(rule):
             with_text("gatelib/nn/peek.py", LAYER.replace('"Peek"', "")),
             'add "Peek" to its __all__',
         ),
-        (off_the_page, with_text(PAGE, WHOLE[PAGE].replace(BLOCK, "")), "### `gatelib.nn.peek`"),
+        (off_the_page, with_text(NN, ""), f"add to {NN} the heading ## `gatelib.nn.peek`"),
+        (off_the_page, without(NN), "the heading ## `gatelib.nn.peek`"),
         (off_the_page, without("gatelib/nn/peek.py"), "shows gatelib.nn.peek, which is gone"),
-        (off_the_page, with_text(PAGE, WHOLE[PAGE] + BLOCK), "shows gatelib.nn.peek twice"),
+        (off_the_page, with_text(NN, BLOCK + BLOCK), "gatelib.nn.peek is shown twice"),
     ],
 )
 def test_a_gate_that_one_floor_forgot_is_missed(rule, files, says):
