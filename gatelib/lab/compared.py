@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 __all__ = ["Difference", "Fisher", "Solved"]
 
@@ -45,6 +44,8 @@ class Difference(NamedTuple):
         if not (np.isfinite(one).all() and np.isfinite(other).all()):
             raise ValueError(f"a, b: expected finite numbers, got {one} and {other}")
         gaps = one - other
+        from scipy import stats  # takes longer to load than all else in the lab
+
         low = high = math.nan
         if not np.allclose(gaps, gaps[0], rtol=1e-9, atol=1e-12):
             low, high = map(float, stats.ttest_rel(one, other).confidence_interval(0.95))
@@ -94,6 +95,8 @@ class Fisher(NamedTuple):
     @classmethod
     def exact(cls, a: Solved, b: Solved) -> Fisher:
         """Fisher's exact test of two counts."""
+        from scipy import stats
+
         rows = [[s.reached, s.seeds - s.reached] for s in (a, b)]
         return cls(a, b, float(stats.fisher_exact(rows).pvalue))
 
