@@ -28,30 +28,36 @@ ROWS = "```{claims-ledger} A\n```\n\n```{claims-ledger} B\n```\n"
 INDEX = "# Book\n\n```{toctree}\nbook/claims\nbook/sources\nchapters/01_gate\n```\n"
 
 
+CONF = """extensions = ['myst_nb', 'claims']
+nb_execution_mode = 'off'
+nitpicky = True
+myst_enable_extensions = ['dollarmath', 'deflist']
+"""
+
+
+def chapter(prose: str) -> str:
+    """A notebook with a title, this prose, and a cell that decides claim B2."""
+    text = {"cell_type": "markdown", "metadata": {}, "source": f"# A gate\n\n{prose}\n"}
+    code = {"cell_type": "code", "metadata": {"tags": ["decides-B2"]}, "source": "1"}
+    metadata = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    cells = [text, code | {"outputs": [], "execution_count": 1}]
+    return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4})
+
+
 def built(folder: Path, prose: str) -> dict[str, BeautifulSoup]:
     """The pages of a site of one chapter with this prose."""
-    cell = {"cell_type": "code", "metadata": {"tags": ["decides-B2"]}, "source": "1", "outputs": []}
-    cells = [
-        {"cell_type": "markdown", "metadata": {}, "source": f"# A gate\n\n{prose}\n"},
-        {**cell, "execution_count": 1},
-    ]
-    language = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
-    notebook = {"cells": cells, "metadata": language, "nbformat": 4, "nbformat_minor": 4}
     files = {
+        "conf.py": CONF,
         "index.md": INDEX,
         "book/claims.yml": LEDGER,
         "book/claims.md": f"# Claims\n\n{ROWS}",
         "book/sources.md": SOURCES,
-        "chapters/01_gate.ipynb": json.dumps(notebook),
+        "chapters/01_gate.ipynb": chapter(prose),
     }
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf8")
-    (folder / "conf.py").write_text(
-        "extensions = ['myst_nb', 'claims']\nnb_execution_mode = 'off'\nnitpicky = True\n"
-        "myst_enable_extensions = ['dollarmath', 'deflist']\n"
-    )
     app = SphinxTestApp("html", srcdir=folder, warningiserror=True)
     try:
         app.build()
