@@ -256,7 +256,8 @@ class Mention(Linked, SphinxRole):
     def glossed(self, link: nodes.Node, words: str) -> tuple[list[nodes.Node], list[Any]]:
         """Return the link followed by the words, which the style shows where they fit."""
         parsed, messages = self.inliner.parse(f"“{words}”", self.lineno, self.inliner, link)
-        gloss = nodes.inline("", "", nodes.Text(" ("), *parsed, nodes.Text(")"), classes=["gloss"])
+        before, after = (nodes.inline("", mark, classes=["bracket"]) for mark in (" (", ")"))
+        gloss = nodes.inline("", "", before, *parsed, after, classes=["gloss"])
         return [nodes.inline("", "", link, gloss, classes=["glossed"])], messages
 
 

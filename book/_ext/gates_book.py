@@ -19,6 +19,7 @@ import address  # noqa: E402
 import circuits  # noqa: E402
 import claims  # noqa: E402
 import docstrings  # noqa: E402
+import folds  # noqa: E402
 import library  # noqa: E402
 import mathematics  # noqa: E402
 import numbering  # noqa: E402
@@ -45,6 +46,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         circuits,
         docstrings,
         library,
+        folds,
         mathematics,
         pictures,
     ):
