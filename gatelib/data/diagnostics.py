@@ -1,9 +1,10 @@
-"""Three tasks that nothing but memory can solve: adding, copy and recall of the first symbol.
+"""Tasks that nothing but memory can solve: adding, copy, recall of the first symbol, registers.
 
 Imports NumPy.
 Must not import torch, SymPy or any other floor of gatelib.
 
-The answer depends on steps whose distance is known, so a failure says how far a cell remembers.
+The answer depends on steps whose distance is known, or seen in the input, so a failure says how far
+a cell remembers.
 Every draw comes from ``numpy.random.default_rng(seed)``.
 """
 
@@ -14,6 +15,9 @@ import numpy as np
 from gatelib.data._split import Array, Dataset, Split, check_count
 
 Draw = Callable[[np.random.Generator, int], Split]
+
+UNASKED = -100
+"""The answer where none is asked for; torch's cross-entropy and `lab.accuracy` leave it out."""
 
 
 def _dataset(draw: Draw, train_size: int, test_size: int, seed: int) -> Dataset:
@@ -108,3 +112,68 @@ def recall_first(
         return Split(_one_hot(seen, symbols + distractors), seen[:, 0].astype(np.int64))
 
     return _dataset(draw, train_size, test_size, seed)
+
+
+def registers(
+    length: int,
+    keys: int = 3,
+    values: int = 4,
+    write: float = 0.35,
+    query: float = 0.35,
+    train_size: int = 4000,
+    test_size: int = 1000,
+    seed: int = 0,
+) -> Dataset:
+    """Say the latest value of a register whenever it is asked for.
+
+    x (N, length, 3 + keys + values) float32: what a step does (it writes, asks, or is noise), then
+    one-hot the register that it names, then one-hot its value. A write has both, a question no
+    value, noise no register. The first step writes; any other writes with the probability
+    ``write``, asks with ``query``, and is noise otherwise. y (N, length) int64: at a question, the
+    value that was last written to the register; ``UNASKED`` elsewhere, and where nothing was
+    written yet.
+
+    A value is kept past other writes and noise until a new one takes its place. Without memory the
+    share of right answers is 1/values. Naming whatever was written last, to any register, gives
+    1/keys + (1 - 1/keys)/values late in a sequence, and more at its beginning.
+    Source: after the multi-query associative recall of S. Arora et al., arXiv:2312.04927, with
+    keys that are written again.
+    """
+    check_count("length", length, 2)
+    check_count("keys", keys, 1)
+    check_count("values", values, 2)
+    _check_shares(write=write, query=query)
+
+    def draw(generator: np.random.Generator, count: int) -> Split:
+        shape = (count, length)
+        kind = generator.choice(3, p=[write, query, max(0.0, 1 - write - query)], size=shape)
+        key, value = generator.integers(0, keys, shape), generator.integers(0, values, shape)
+        kind[:, 0] = 0
+        names, shows = kind != 2, kind != 1
+        seen = [_one_hot(kind, 3), _one_hot(key, keys) * names[..., None]]
+        seen.append(_one_hot(value, values) * shows[..., None])
+        return Split(np.concatenate(seen, 2), _latest(kind, key, value, keys))
+
+    return _dataset(draw, train_size, test_size, seed)
+
+
+def _latest(kind: Array, key: Array, value: Array, keys: int) -> Array:
+    """At each question the value last written to its key; UNASKED where there is none."""
+    answers = np.full(kind.shape, UNASKED, np.int64)
+    for k in range(keys):
+        written = np.where((kind == 0) & (key == k), np.arange(kind.shape[1]), -1)
+        last = np.maximum.accumulate(written, axis=1)
+        asked = (kind == 1) & (key == k) & (last >= 0)
+        answers[asked] = np.take_along_axis(value, last, axis=1)[asked]
+    return answers
+
+
+def _check_shares(**shares: float) -> None:
+    """Raise unless each is a number above 0, and together they are at most 1."""
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise TypeError(f"{name}: expected a number, got {share!r}")
+        if not 0 < share < 1:
+            raise ValueError(f"{name}: expected a number between 0 and 1, got {share}")
+    if sum(shares.values()) > 1:
+        raise ValueError(f"{' + '.join(shares)}: expected at most 1, got {sum(shares.values())}")

@@ -247,12 +247,16 @@ def _scored(model: nn.Module, score: Score) -> float:
 
 
 def accuracy(data: tuple[Any, Any], batch_size: int = 1000) -> Score:
-    """Return a score: the share of answers y (N, ...) that the largest logit gets right."""
+    """Return a score: the share of answers y (N, ...) that the largest logit gets right.
+
+    An answer of -100 isn't asked for: it is left out, as `F.cross_entropy` leaves it out.
+    """
     x, y = (torch.as_tensor(part) for part in data)
+    asked = y != -100
 
     def score(model: nn.Module) -> float:
         answers = [model(part).argmax(-1) for part in torch.split(x, batch_size)]
-        return float((torch.cat(answers) == y).double().mean())
+        return float((torch.cat(answers) == y)[asked].double().mean())
 
     return score
 

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from gatelib.data import Dataset, diagnostics, digits, mnist
 from tests.data.processes import printed
 
-STREAMS = ["ca1c44e45217", "c3b938b284ae", "44d434e9b000", "9edc59c6922c", "750a1d19919b"]
+STREAMS = [
+    "ca1c44e45217",
+    "c3b938b284ae",
+    "44d434e9b000",
+    "9edc59c6922c",
+    "750a1d19919b",
+    "09d4a28d6f7f",
+]
 
 
 def digest(array: np.ndarray) -> str:
@@ -97,6 +104,7 @@ def test_the_streams_of_numpy_have_not_moved():
         digest(diagnostics.adding(50).train.y),
         digest(diagnostics.copy(50).train.y),
         digest(diagnostics.recall_first(50).train.x),
+        digest(diagnostics.registers(50).train.y),
     ]
     assert found == STREAMS
 
@@ -117,6 +125,7 @@ def test_every_data_set_loads_within_a_second_of_a_fresh_process():
 def test_diagnostics_are_made_within_a_second():
     start = time.process_time()
     diagnostics.adding(200), diagnostics.copy(200), diagnostics.recall_first(200)
+    diagnostics.registers(20)
     assert time.process_time() - start < 1
 
 
@@ -158,6 +167,58 @@ def test_recall_first_shows_the_answer_once_and_first(length, symbols, distracto
     assert (x[:, 1:].argmax(2) >= symbols).all()
 
 
+def said(x, keys):
+    """What an interpreter of the steps says: a dict is the memory."""
+    answers = np.full(x.shape[:2], diagnostics.UNASKED)
+    for row, steps in enumerate(x):
+        memory = {}
+        for t, step in enumerate(steps):
+            key, value = step[3 : 3 + keys].argmax(), step[3 + keys :].argmax()
+            if step[0]:
+                memory[key] = value
+            elif step[1]:
+                answers[row, t] = memory.get(key, diagnostics.UNASKED)
+    return answers
+
+
+@settings(max_examples=30)
+@given(
+    length=st.integers(2, 30),
+    keys=st.integers(1, 5),
+    values=st.integers(2, 6),
+    write=st.floats(0.01, 0.5),
+    query=st.floats(0.01, 0.5),
+)
+def test_registers_ask_for_the_value_last_written(length, keys, values, write, query):
+    x, y = diagnostics.registers(length, keys, values, write, query, 9, 2).train
+    assert x.shape == (9, length, 3 + keys + values) and x.dtype == np.float32
+    assert y.dtype == np.int64 and np.array_equal(y, said(x, keys))
+
+
+def test_a_step_of_the_registers_shows_what_it_names_and_nothing_else():
+    x, _ = diagnostics.registers(50, 3, 4, train_size=300).train
+    kind, key, value = np.split(x, [3, 6], axis=2)
+    writes, asks, noise = (kind[..., k] == 1 for k in range(3))
+    assert (kind.sum(2) == 1).all() and writes[:, 0].all()
+    assert np.array_equal(key.sum(2), writes | asks)
+    assert np.array_equal(value.sum(2), writes | noise)
+    later = kind[:, 1:].mean((0, 1))
+    np.testing.assert_allclose(later, [0.35, 0.35, 0.3], atol=0.02)
+
+
+def test_registers_without_noise_are_allowed():
+    x, _ = diagnostics.registers(9, write=0.9, query=0.1, train_size=50).train
+    assert not x[..., 2].any()
+
+
+def test_naming_whatever_was_written_last_is_right_as_often_as_documented():
+    x, y = diagnostics.registers(60, 3, 4, train_size=4000).train
+    step = np.maximum.accumulate(np.where(x[..., 0] == 1, np.arange(60), 0), axis=1)
+    last = np.take_along_axis(x[..., 6:].argmax(2), step, axis=1)
+    late = (y != diagnostics.UNASKED) & (np.arange(60) >= 30)
+    assert (last == y)[late].mean() == pytest.approx(1 / 3 + 2 / 3 / 4, abs=0.01)
+
+
 def test_train_and_test_of_a_diagnostic_differ():
     train, test = diagnostics.recall_first(30, train_size=500, test_size=500)
     assert not np.array_equal(train.x, test.x)
@@ -175,6 +236,10 @@ def test_train_and_test_of_a_diagnostic_differ():
         (lambda: diagnostics.copy(5, symbols=1), ValueError, "symbols: expected at least 2"),
         (lambda: diagnostics.recall_first(True), TypeError, "length: expected a whole number"),
         (lambda: diagnostics.recall_first(9, distractors=0), ValueError, "distractors: expected"),
+        (lambda: diagnostics.registers(1), ValueError, "length: expected at least 2, got 1"),
+        (lambda: diagnostics.registers(9, write=1.5), ValueError, "write: expected .* got 1.5"),
+        (lambda: diagnostics.registers(9, query="no"), TypeError, "query: expected a number"),
+        (lambda: diagnostics.registers(9, write=0.8), ValueError, r"write \+ query: expected at"),
     ],
 )
 def test_bad_arguments_are_named(call, error, words):

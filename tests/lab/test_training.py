@@ -127,6 +127,11 @@ def test_accuracy_counts_right_answers():
     assert accuracy((x, y), batch_size=3)(nn.Identity()) == 0.75
 
 
+def test_accuracy_leaves_out_what_is_not_asked_for():
+    x, y = torch.eye(4)[None], torch.tensor([[0, -100, 2, 0]])
+    assert accuracy((x, y))(nn.Identity()) == pytest.approx(2 / 3)
+
+
 def test_seeds_give_mean_and_sample_spread():
     result = seeds(lambda seed: [1.0, 3.0][seed], range(2))
     assert result == Seeds((1.0, 3.0)) and result.mean == 2
