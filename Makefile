@@ -1,6 +1,6 @@
 # The two commands are `make book` and `make test`. Each installs what it needs on its first run.
 .DEFAULT_GOAL := help
-.PHONY: help book test random chapters lab text execute bench pdf clean distclean
+.PHONY: help ready book test random chapters lab text execute bench pdf clean distclean
 
 PYTHON ?=
 PYTHONS := .venv/bin/python python3.11 python3.12 python3.13 python3 python
@@ -10,7 +10,6 @@ TIMED ?=
 RUNS ?= 20
 SEED ?= $(shell date +%s)
 PY := .venv/bin/python
-READY := .venv/.ready
 
 help:
 	@echo "make book       build the book; prints the path of its first page"
@@ -24,48 +23,41 @@ help:
 	@echo "make pdf        the book as one PDF"
 	@echo "make clean      remove what was built (distclean: what was fetched too)"
 
-# The environment is made once, and again when the lock or the package's metadata change.
-$(READY): requirements.lock pyproject.toml
-	@set -e; found=; \
-	for python in $(if $(PYTHON),$(PYTHON),$(PYTHONS)); do \
+# The environment is made once, and again when the lock, the place or PYTHON is another one.
+ready:
+	@for python in $(if $(PYTHON),$(PYTHON),$(PYTHONS)); do \
 	  if "$$python" -c 'import sys; sys.exit(not (3, 11, 2) <= sys.version_info[:3] < (3, 14))' \
-	    2>/dev/null; then found="$$python"; break; fi; done; \
-	if [ -z "$$found" ]; then \
-	  echo "Python 3.11.2 to 3.13 is needed; found none as: $(if $(PYTHON),$(PYTHON),$(PYTHONS))"; \
-	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; fi; \
-	if ! $(PY) -m pip --version >/dev/null 2>&1; then "$$found" -m venv --clear .venv; fi; \
-	echo "Installing the locked packages into .venv (some minutes, once)"; \
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	touch $@
+	    2>/dev/null; then exec "$$python" tools/install.py; fi; done; \
+	echo "Python 3.11.2 to 3.13 is needed; found none as: $(if $(PYTHON),$(PYTHON),$(PYTHONS))"; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1
 
-book: $(READY)
+book: ready
 	@$(PY) tools/stages.py $(if $(FRESH),--fresh) book
 	@echo "$(CURDIR)/_build/html/index.html"
 
-test: $(READY)
+test: ready
 	@$(PY) tools/stages.py $(if $(FRESH),--fresh) test
 
 # `make test` draws the same examples each time; this draws others, and says with which seeds.
-random: $(READY)
+random: ready
 	@failed=; for run in $$(seq 1 $(RUNS)); do seed=$$(($(SEED) + run)); echo "seed $$seed"; \
 	  $(PY) -m pytest tests --ignore=tests/site -m hypothesis -q -p no:cacheprovider \
 	    --hypothesis-profile=wide --hypothesis-seed=$$seed || failed="$$failed $$seed"; done; \
 	if [ -n "$$failed" ]; then echo "failed with the seeds$$failed"; exit 1; fi
 
-chapters: $(READY)
+chapters: ready
 	@$(PY) tools/stages.py $(if $(FRESH),--fresh) chapters
 
-execute: $(READY)
+execute: ready
 	@$(PY) tools/notebooks.py $(if $(TIMED),--timed) $(CHAPTER)
 
-text: $(READY)
+text: ready
 	@$(PY) tools/notebooks.py --text $(CHAPTER)
 
-lab: $(READY)
+lab: ready
 	@$(PY) tools/notebooks.py --lab
 
-bench: $(READY)
+bench: ready
 	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 	  echo "$$script"; $(PY) "$$script"; done
 

@@ -38,7 +38,8 @@ STATUS = BUILD / "status.json"
 
 # What a kernel inherits. One thread, because two collapse small steps beside a busy process;
 # a hash seed and an epoch, because sets and SVG dates would differ; folders of our own,
-# because a reader's IPython and matplotlib settings would change the page.
+# because a reader's IPython and matplotlib settings would change the page; this clone's library,
+# because an environment may hold another's.
 ENVIRONMENT = {
     "IPYTHONDIR": str(BUILD / "ipython"),
     "JUPYTER_PREFER_ENV_PATH": "1",
@@ -48,6 +49,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
+    "PYTHONPATH": str(ROOT),
     "SOURCE_DATE_EPOCH": "0",
 }
 CELL_METADATA = ("mystnb", "tags")

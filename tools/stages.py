@@ -101,9 +101,12 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *arguments)
 
 
-def script(name: str) -> str:
-    """The path of a program that is installed beside this Python."""
-    return str(Path(sys.executable).with_name(name))
+def script(name: str) -> tuple[str, str]:
+    """The command that runs a program beside this Python, whatever its first line says.
+
+    That line names the place where the environment was made, which may be another clone's.
+    """
+    return sys.executable, str(Path(sys.executable).with_name(name))
 
 
 def chapter_stage(path: Path) -> Stage:
@@ -135,7 +138,7 @@ def book_commands() -> tuple[tuple[str, ...], ...]:
     """Fetch the pinned web assets, then build every page; a warning is an error."""
     return (
         (sys.executable, "tools/vendor.py"),
-        (script("jupyter-book"), "build", ".", "--all", "-q", "-W", "-n", "--keep-going"),
+        (*script("jupyter-book"), "build", ".", "--all", "-q", "-W", "-n", "--keep-going"),
     )
 
 
@@ -149,7 +152,7 @@ def all_stages() -> dict[str, Stage]:
         *unit_stages(),
         *sorted(chapters, key=lambda stage: -(ROOT / stage.inputs[-1]).stat().st_size),
         Stage("types", (python("mypy"),), LIBRARY),
-        Stage("floors", ((script("lint-imports"),),), LIBRARY),
+        Stage("floors", (script("lint-imports"),), LIBRARY),
         Stage("style", style, SOURCES),
         Stage("book", book_commands(), pages, after=tuple(stage.name for stage in chapters)),
         Stage("site", (site,), (*pages, "tests/conftest.py", "tests/site/*.py"), after=("book",)),

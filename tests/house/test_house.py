@@ -177,7 +177,7 @@ def test_the_examples_of_the_readme_run():
 
 
 def test_floors_import_downwards_only():
-    command = [stages.script("lint-imports"), "--no-cache"]
+    command = [*stages.script("lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
