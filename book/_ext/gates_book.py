@@ -25,6 +25,7 @@ import mathematics  # noqa: E402
 import numbering  # noqa: E402
 import pictures  # noqa: E402
 import records  # noqa: E402
+import sections  # noqa: E402
 import vendor  # noqa: E402
 
 
@@ -49,6 +50,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         folds,
         mathematics,
         pictures,
+        sections,
     ):
         module.setup(app)
     app.connect("builder-inited", share_visitors)

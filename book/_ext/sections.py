@@ -1,0 +1,209 @@
+"""The search index: every section of the book, with the prose that a reader sees.
+
+Imports Sphinx, docutils and `numbering` beside it. Must not import gatelib.
+
+Sphinx's own index knows whole pages. This one has an entry for each section, each object of the
+API, each claim and each glossary entry, so that a hit leads to the place and shows its sentence.
+Code, its outputs and displayed equations stay out; their captions are in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numbering
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+ENTRY = "search_entry"  # a node with this attribute is an entry; the attribute is its title
+SILENT = (
+    nodes.image, nodes.raw, nodes.comment, nodes.target, nodes.math_block, nodes.literal_block,
+    nodes.meta, addnodes.index, addnodes.toctree, addnodes.only, addnodes.desc_signature,
+)  # fmt: skip
+TEX_WORD = re.compile(r"\\([A-Za-z]+)")
+KEPT = {"ln", "log", "exp", "tanh", "max", "min", "sin", "cos"}
+SIGNS = dict(zip(
+    "cdot odot times le ge ne approx to prod sum partial sqrt infty pm in ldots dots".split(),
+    "· ⊙ × ≤ ≥ ≠ ≈ → ∏ ∑ ∂ √ ∞ ± ∈ … …".split(), strict=True,
+))  # fmt: skip
+LONGEST_FORMULA = 28
+
+
+@dataclass
+class Entry:
+    """One hit: where it leads, what it is called, and the prose that is searched."""
+
+    title: str
+    anchor: str
+    kind: str
+    where: list[str]
+    words: list[str] = field(default_factory=list)
+    anchors: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return the prose as one line."""
+        return re.sub(r" ([,.;:!?)])", r"\1", " ".join("".join(self.words).split()))
+
+
+def letter(name: str) -> str:
+    """Return the sign that a TeX command prints: σ for sigma, nothing for a font."""
+    case = "CAPITAL" if name[0].isupper() else "SMALL"
+    try:
+        return unicodedata.lookup(f"GREEK {case} LETTER {name.upper()}")
+    except KeyError:
+        return SIGNS.get(name, name if name in KEPT else "")
+
+
+def formula(tex: str) -> str:
+    """Return a short formula as one would type it, and a long one as an ellipsis."""
+    text = TEX_WORD.sub(lambda found: letter(found[1]), tex)
+    text = " ".join(re.sub(r"[{}\\]", "", text).split())
+    return text if len(text) <= LONGEST_FORMULA else "…"
+
+
+def is_cell(node: nodes.Node) -> bool:
+    """Tell whether a node is a notebook's code or what the code printed."""
+    classes = set(node.get("classes", [])) if isinstance(node, nodes.Element) else set()
+    return bool(classes & {"cell_input", "cell_output", "circuit-drawing"})
+
+
+def started(node: nodes.Element, parent: Entry) -> Entry | None:
+    """Return the entry that a node starts, if it starts one below `parent`."""
+    below = [*parent.where, parent.title] if parent.title else parent.where
+    if node.get(ENTRY):
+        return Entry(node[ENTRY], node["ids"][0], node.get("search_kind", "term"), below[:1])
+    if isinstance(node, nodes.section) and isinstance(node[0], nodes.title):
+        return Entry(spoken(node[0]), node["ids"][0], parent.kind, below)
+    if isinstance(node, addnodes.desc):
+        signature = next(iter(node.findall(addnodes.desc_signature)), None)
+        if signature is not None and signature.get("ids"):
+            return Entry(signature["ids"][0], signature["ids"][0], "api", below[:1])
+    if "claim" in node.get("classes", []) and node["ids"]:
+        name = re.sub(r"\D*-", "", node["ids"][0]).upper()
+        return Entry(f"Claim {name}", node["ids"][0], "claim", below[:1])
+    return None
+
+
+def spoken(node: nodes.Node) -> str:
+    """Return the text of one node, its formulas made readable."""
+    entry = Entry("", "", "", [])
+    list(collect(node, entry))
+    return entry.text()
+
+
+def collect(node: nodes.Node, entry: Entry) -> Iterator[Entry]:
+    """Yield the entries that start inside `node`; everything else is `entry`'s own text."""
+    for child in node.children:
+        if isinstance(child, nodes.Text):
+            entry.words.append(child.astext())
+        elif isinstance(child, nodes.math):
+            entry.words.append(formula(child.astext()))
+        elif is_cell(child):
+            for caption in child.findall(nodes.caption):
+                entry.words.append(f" {spoken(caption)} ")
+        elif not isinstance(child, SILENT):
+            yield from enter(child, entry)
+
+
+def enter(child: nodes.Element, entry: Entry) -> Iterator[Entry]:
+    """Yield what starts at `child` or inside it; a title is no part of its section's text."""
+    new = started(child, entry)
+    if new is not None:
+        yield new
+    elif isinstance(child, nodes.title) and isinstance(child.parent, nodes.section):
+        return
+    inside = new or entry
+    inside.anchors += child.get("ids", [])
+    yield from collect(child, inside)
+    if not isinstance(child, nodes.Inline):
+        inside.words.append(" ")
+
+
+def page_title(env: BuildEnvironment, docname: str) -> str:
+    """Return a page's title, with the chapter's number where it has one."""
+    number, title = numbering.chapter_number(docname), spoken(env.titles[docname])
+    return f"{number}. {title}" if number else title
+
+
+def remember(app: Sphinx, page: str, template: str, context: Any, doctree: Any) -> None:
+    """Keep the entries of a page that is being written; pages that aren't keep theirs."""
+    if doctree is None or app.builder.format != "html":
+        return
+    top = Entry("", "", "chapter" if page.startswith("chapters/") else "page", [])
+    found = [entry for entry in collect(doctree, top) if entry.text() or entry.title]
+    if found:
+        found[0].title = page_title(app.env, page)
+        for entry in found[1:]:
+            entry.where = [found[0].title, *entry.where[1:]]
+    kept = Path(app.doctreedir, f"{page}.sections.json")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps([asdict(e) | {"text": e.text()} for e in found]), encoding="utf8")
+
+
+def entries(app: Sphinx) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every page's entries in the order of the pages' names."""
+    for page in sorted(app.env.found_docs):
+        kept = Path(app.doctreedir, f"{page}.sections.json")
+        if kept.exists():
+            for entry in json.loads(kept.read_text(encoding="utf8")):
+                yield page, entry
+
+
+def row(app: Sphinx, page: str, entry: dict[str, Any], names: dict[Any, list[str]]) -> list[Any]:
+    """Return an entry as the page's script reads it: address, title, where, text, names, kind."""
+    first = not entry["where"]
+    address = app.builder.get_target_uri(page) + ("" if first else "#" + entry["anchor"])
+    also = [name for anchor in entry["anchors"] for name in names.get((page, anchor), [])]
+    place = " › ".join(entry["where"])
+    return [address, entry["title"], place, entry["text"], also, entry["kind"]]
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write the index as a script, which a page opened from a disk can load too."""
+    if error is not None or app.builder.name != "html":
+        return
+    names = getattr(app.env, "gates_names", {})
+    rows = [row(app, page, entry, names) for page, entry in entries(app)]
+    text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    file = Path(app.outdir, "_static", "search", "sections.js")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"globalThis.GATES_SECTIONS = {text};\n", encoding="utf8")
+
+
+def page_of_results(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Write search.html, which Sphinx leaves out where its own search is off."""
+    yield "search", {}, "search.html"
+
+
+def switch_off(app: Sphinx) -> None:
+    """Switch off the index of whole pages that Sphinx would make."""
+    if app.builder.name == "html":
+        app.builder.search = False
+
+
+def name_anchors(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each section of a chapter a label, so that other pages can name it: `06_lstm:adding`."""
+    docname = app.env.docname
+    if numbering.chapter_number(docname) is None:
+        return
+    labels = app.env.get_domain("std").anonlabels
+    for section in doctree.findall(nodes.section):
+        for anchor in section["ids"]:
+            labels[f"{Path(docname).name}:{anchor}".lower()] = (docname, anchor)
+
+
+def setup(app: Sphinx) -> None:
+    """Collect while pages are written, and write at the end."""
+    app.connect("builder-inited", switch_off)
+    app.connect("doctree-read", name_anchors)
+    app.connect("html-collect-pages", page_of_results)
+    app.connect("html-page-context", remember)
+    app.connect("build-finished", write)
