@@ -20,6 +20,7 @@ import circuits  # noqa: E402
 import claims  # noqa: E402
 import docstrings  # noqa: E402
 import folds  # noqa: E402
+import glossary  # noqa: E402
 import library  # noqa: E402
 import mathematics  # noqa: E402
 import numbering  # noqa: E402
@@ -50,6 +51,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         folds,
         mathematics,
         pictures,
+        glossary,
         sections,
     ):
         module.setup(app)

@@ -1,6 +1,6 @@
 """The search index: every section of the book, with the prose that a reader sees.
 
-Imports Sphinx, docutils and `numbering` beside it. Must not import gatelib.
+Imports Sphinx, docutils, and `numbering` and `glossary` beside it. Must not import gatelib.
 
 Sphinx's own index knows whole pages. This one has an entry for each section, each object of the
 API, each claim and each glossary entry, so that a hit leads to the place and shows its sentence.
@@ -19,16 +19,19 @@ from typing import Any
 
 import numbering
 from docutils import nodes
+from glossary import ANCHOR, ENTRY, names
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-ENTRY = "search_entry"  # a node with this attribute is an entry; the attribute is its title
 SILENT = (
     nodes.image, nodes.raw, nodes.comment, nodes.target, nodes.math_block, nodes.literal_block,
     nodes.meta, addnodes.index, addnodes.toctree, addnodes.only, addnodes.desc_signature,
 )  # fmt: skip
+CELL = {"cell_input", "cell_output", "circuit-drawing"}
 TEX_WORD = re.compile(r"\\([A-Za-z]+)")
+TEX_SPACE = re.compile(r"\\[,;:! ]")
+FRACTION = re.compile(r"\\[td]?frac\{?([^{}]|(?<=\{)[^{}]*)\}?\{?([^{}]|(?<=\{)[^{}]*)\}?")
 KEPT = {"ln", "log", "exp", "tanh", "max", "min", "sin", "cos"}
 SIGNS = dict(zip(
     "cdot odot times le ge ne approx to prod sum partial sqrt infty pm in ldots dots".split(),
@@ -64,30 +67,30 @@ def letter(name: str) -> str:
 
 def formula(tex: str) -> str:
     """Return a short formula as one would type it, and a long one as an ellipsis."""
-    text = TEX_WORD.sub(lambda found: letter(found[1]), tex)
+    text = TEX_SPACE.sub(" ", FRACTION.sub(r" \1/\2", tex))
+    text = TEX_WORD.sub(lambda found: letter(found[1]), text)
     text = " ".join(re.sub(r"[{}\\]", "", text).split())
     return text if len(text) <= LONGEST_FORMULA else "…"
 
 
-def is_cell(node: nodes.Node) -> bool:
-    """Tell whether a node is a notebook's code or what the code printed."""
-    classes = set(node.get("classes", [])) if isinstance(node, nodes.Element) else set()
-    return bool(classes & {"cell_input", "cell_output", "circuit-drawing"})
+def has_class(node: nodes.Node, names: set[str]) -> bool:
+    """Tell whether a node has one of the classes."""
+    return isinstance(node, nodes.Element) and not names.isdisjoint(node.get("classes", []))
 
 
 def started(node: nodes.Element, parent: Entry) -> Entry | None:
     """Return the entry that a node starts, if it starts one below `parent`."""
     below = [*parent.where, parent.title] if parent.title else parent.where
     if node.get(ENTRY):
-        return Entry(node[ENTRY], node["ids"][0], node.get("search_kind", "term"), below[:1])
+        return Entry(node[ENTRY], node[ANCHOR], "term", below[:1])
     if isinstance(node, nodes.section) and isinstance(node[0], nodes.title):
         return Entry(spoken(node[0]), node["ids"][0], parent.kind, below)
     if isinstance(node, addnodes.desc):
         signature = next(iter(node.findall(addnodes.desc_signature)), None)
         if signature is not None and signature.get("ids"):
             return Entry(signature["ids"][0], signature["ids"][0], "api", below[:1])
-    if "claim" in node.get("classes", []) and node["ids"]:
-        name = re.sub(r"\D*-", "", node["ids"][0]).upper()
+    if node["ids"] and re.fullmatch(r"claim-[a-e]\d+", node["ids"][0]):
+        name = node["ids"][0].removeprefix("claim-").upper()
         return Entry(f"Claim {name}", node["ids"][0], "claim", below[:1])
     return None
 
@@ -106,19 +109,26 @@ def collect(node: nodes.Node, entry: Entry) -> Iterator[Entry]:
             entry.words.append(child.astext())
         elif isinstance(child, nodes.math):
             entry.words.append(formula(child.astext()))
-        elif is_cell(child):
+        elif has_class(child, CELL):
             for caption in child.findall(nodes.caption):
                 entry.words.append(f" {spoken(caption)} ")
-        elif not isinstance(child, SILENT):
+        elif not isinstance(child, SILENT) and not has_class(child, {"gloss"}):
             yield from enter(child, entry)
 
 
+def is_name(node: nodes.Element) -> bool:
+    """Tell whether a node is the name of an entry, which is no part of its text."""
+    of_section = isinstance(node, nodes.title) and isinstance(node.parent, nodes.section)
+    return of_section or (isinstance(node, nodes.term) and bool(node.parent.get(ENTRY)))
+
+
 def enter(child: nodes.Element, entry: Entry) -> Iterator[Entry]:
-    """Yield what starts at `child` or inside it; a title is no part of its section's text."""
+    """Yield what starts at `child` or inside it, and hand `entry` the text that is its own."""
     new = started(child, entry)
     if new is not None:
         yield new
-    elif isinstance(child, nodes.title) and isinstance(child.parent, nodes.section):
+    elif is_name(child):
+        entry.anchors += child.get("ids", [])
         return
     inside = new or entry
     inside.anchors += child.get("ids", [])
@@ -157,11 +167,11 @@ def entries(app: Sphinx) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield page, entry
 
 
-def row(app: Sphinx, page: str, entry: dict[str, Any], names: dict[Any, list[str]]) -> list[Any]:
+def row(app: Sphinx, page: str, entry: dict[str, Any], known: dict[Any, Any]) -> list[Any]:
     """Return an entry as the page's script reads it: address, title, where, text, names, kind."""
     first = not entry["where"]
     address = app.builder.get_target_uri(page) + ("" if first else "#" + entry["anchor"])
-    also = [name for anchor in entry["anchors"] for name in names.get((page, anchor), [])]
+    also = [group for anchor in entry["anchors"] for group in known.get((page, anchor), [])]
     place = " › ".join(entry["where"])
     return [address, entry["title"], place, entry["text"], also, entry["kind"]]
 
@@ -170,8 +180,8 @@ def write(app: Sphinx, error: Exception | None) -> None:
     """Write the index as a script, which a page opened from a disk can load too."""
     if error is not None or app.builder.name != "html":
         return
-    names = getattr(app.env, "gates_names", {})
-    rows = [row(app, page, entry, names) for page, entry in entries(app)]
+    known = names(app)
+    rows = [row(app, page, entry, known) for page, entry in entries(app)]
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
     file = Path(app.outdir, "_static", "search", "sections.js")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
   const root = new URL("..", base);
   const PARAMETER = "found";
   const IN_DIALOG = 8, ON_PAGE = 60;
-  const KIND = { chapter: 1, term: 1, page: 0.8, claim: 0.6, api: 0.45 };
+  const KIND = { chapter: 1, term: 0.5, page: 0.8, claim: 0.6, api: 0.45 };
 
   const make = (tag, className = "", text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
   const load = (name) => new Promise((resolve, reject) => {
@@ -23,7 +23,7 @@
   let ready;
   const open = () => ready ??= Promise.all([load("search/minisearch.js"), load("search/sections.js")]).then(build);
   const build = () => {
-    const rows = globalThis.GATES_SECTIONS.map(([address, title, where, text, names, kind], id) => ({ id, address, title, where, text, names, kind, also: names.join(" ") }));
+    const rows = globalThis.GATES_SECTIONS.map(([address, title, where, text, names, kind], id) => ({ id, address, title, where, text, names, kind, also: names.flat().join(" ") }));
     const index = new MiniSearch({
       fields: ["title", "also", "where", "text"], tokenize: words, processTerm: (term) => term,
       searchOptions: {
@@ -36,10 +36,13 @@
     return { rows, index };
   };
 
+  // A section that defines a term of the glossary is known by all the names of the term.
+  const named = (row, phrase) => row.names.find((group) => group.some((name) => plain(name) === phrase));
   // Words in a title count more than in the text (above); the phrase counts more than its words.
   const closeness = (row, phrase) => {
-    const title = plain(row.title), named = row.names.some((name) => plain(name) === phrase);
-    if (title === phrase || named) return 6;
+    const title = plain(row.title);
+    if (named(row, phrase)) return row.kind === "chapter" ? 1000 : 12;
+    if (title === phrase) return 6;
     return title.includes(phrase) ? 3 : plain(row.text).includes(phrase) ? 1.8 : 1;
   };
   const find = ({ rows, index }, query) => {
@@ -74,16 +77,19 @@
     const at = Math.max(0, phrase >= 0 ? phrase : text.search(pattern(query)));
     const sentence = Math.max(text.lastIndexOf(". ", at) + 2, 0);
     const from = at < 60 ? 0 : at - sentence < 110 && sentence > 1 ? sentence : text.indexOf(" ", at - 70) + 1;
-    const part = text.slice(from, from + 190);
-    return (from ? "… " : "") + part + (from + 190 < text.length ? " …" : "");
+    const part = text.slice(from, from + 190), cut = from + 190 < text.length;
+    return (from ? "… " : "") + (cut ? part.slice(0, part.lastIndexOf(" ")) + " …" : part);
   };
   const item = (row, query) => {
     const li = make("li"), link = make("a", "found");
     const url = new URL(row.address, root);
-    url.searchParams.set(PARAMETER, row.names.find((name) => plain(name) === plain(query)) ? row.names.join("|") : query.trim());
+    const group = named(row, plain(query)), where = row.where || "Whole page";
+    url.searchParams.set(PARAMETER, group ? group.join("|") : query.trim());
     link.href = url.href;
-    link.append(marked("span", "found-title", row.title, query), make("span", "found-where", row.where || "Whole page"));
-    if (row.text) link.append(marked("span", "found-text", snippet(row.text, query), query));
+    const defines = group && row.kind !== "term" ? ` · defines ${group[0]} ${group.find((name) => /\p{Script=Han}/u.test(name)) ?? ""}` : "";
+    link.append(marked("span", "found-title", row.title, query), make("span", "found-where", where + defines));
+    const shown = group && !plain(row.text).includes(plain(query)) ? group[0] : query;
+    if (row.text) link.append(marked("span", "found-text", row.kind === "term" ? row.text : snippet(row.text, shown), shown));
     li.append(link);
     return li;
   };
@@ -135,30 +141,37 @@
   // ---- arriving -----------------------------------------------------------------------------
   const part = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    return target?.closest("section, dl, .claim") ?? document.querySelector("article");
+    if (target?.matches("dl.glossary > dt")) return [target, target.nextElementSibling];
+    return [target?.closest("section, dl, .claim") ?? document.querySelector("article")];
   };
-  const tell = (count, text, clear) => {
+  const tell = (found, clear) => {
     const box = make("div", "found-bar d-print-none");
     box.setAttribute("role", "status");
     const button = Object.assign(make("button", "btn btn-sm", "Clear"), { type: "button", title: "Clear the marks (Esc)", onclick: clear });
-    box.append(make("span", "", `${count} × “${text}”`), button);
+    box.append(make("span", "", found), button);
     document.body.append(box);
     return box;
   };
+  // Marks the phrase or, where it isn't there, its words; tells what it found.
   const markOn = (marker, text) => {
     let count = 0;
-    const options = { exclude: [".katex *", "pre *", ".headerlink", "script *"], acrossElements: true, done: (n) => { count = n; } };
-    marker.mark(text.split("|"), { ...options, separateWordSearch: false });
-    if (!count) marker.mark(words(text), { ...options, separateWordSearch: false });
-    return count;
+    const mark = (terms) => marker.mark(terms, {
+      exclude: [".katex *", "pre *", ".headerlink", ".gloss *"], acrossElements: true, separateWordSearch: false,
+      done: (marks) => { count = marks; },
+    });
+    mark(text.split("|"));
+    if (count) return `${count} × “${text.split("|")[0]}”`;
+    mark(words(text));
+    return count && `${count} × ${words(text).join(", ")}`;
   };
   const arrive = async () => {
     const address = new URL(location.href), text = address.searchParams.get(PARAMETER);
     if (!text) return;
     await load("search/mark.js");
-    const place = part(), marker = new Mark(place), count = markOn(marker, text);
-    if (!count) return;
-    place.querySelectorAll("mark").forEach((mark) => mark.closest("details:not([open])")?.setAttribute("open", ""));
+    const place = part(), marker = new Mark(place), found = markOn(marker, text);
+    if (!found) return;
+    const marks = place.flatMap((box) => [...box.querySelectorAll("mark")]);
+    for (const mark of marks) mark.closest("details:not([open])")?.setAttribute("open", "");
     const clear = () => {
       marker.unmark();
       bar.remove();
@@ -166,18 +179,20 @@
       address.searchParams.delete(PARAMETER);
       try { history.replaceState(null, "", address); } catch { /* a page from a disk keeps its address */ }
     };
-    const escapes = (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) clear(); };
-    const bar = tell(count, text.split("|")[0], clear);
+    const escapes = (event) => { if (event.key === "Escape" && !event.target.closest?.("dialog")) clear(); };
+    const bar = tell(found, clear);
     addEventListener("keydown", escapes);
-    const first = place.querySelector("mark"), down = first.getBoundingClientRect().top - place.getBoundingClientRect().top;
-    if (down > innerHeight * 0.7) first.scrollIntoView({ block: "center" });
-    else if (location.hash) place.scrollIntoView();
+    const down = marks[0].getBoundingClientRect().top - place[0].getBoundingClientRect().top;
+    if (down > innerHeight * 0.7) marks[0].scrollIntoView({ block: "center" });
+    else if (location.hash) place[0].scrollIntoView();
   };
 
   addEventListener("DOMContentLoaded", () => {
     const dialog = document.querySelector("#pst-search-dialog");
     if (dialog) {
       const box = dialog.appendChild(make("div", "found-box"));
+      // Sphinx takes the key for itself, and the browser would not close the dialog.
+      dialog.addEventListener("keydown", (event) => { if (event.key === "Escape") dialog.close(); });
       attach(dialog.querySelector("form"), box, IN_DIALOG, true);
     }
     const results = document.querySelector("[data-search-results]");

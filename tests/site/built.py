@@ -47,6 +47,12 @@ def soup(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf8"), "html.parser")
 
 
+@cache
+def anchors(path: Path) -> set[str]:
+    """The places of a page that a link can name, found in one pass."""
+    return {str(tag["id"]) for tag in soup(path).find_all(id=True)}
+
+
 def pages(html: Path) -> list[Path]:
     """Every page of the site but the redirect in its root."""
     found = (p for p in sorted(html.rglob("*.html")) if "_static" not in p.parts)

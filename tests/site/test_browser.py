@@ -98,19 +98,6 @@ def test_the_fonts_are_the_books_own(tab: Any, host: str) -> None:
     assert {"Source Serif 4", "Inter", "JetBrains Mono", "KaTeX_Math"} <= families
 
 
-def test_search_finds_the_forget_gate(tab: Any, host: str) -> None:
-    tab.goto(host + "book/index.html", wait_until="networkidle")
-    tab.click(".search-button__button:visible")
-    tab.fill("dialog input[type=search], .search-button__wrapper.show input", "forget gate")
-    tab.keyboard.press("Enter")
-    tab.wait_for_selector("#search-results li a")
-    tab.wait_for_function(
-        "!document.querySelector('#search-progress')?.textContent.includes('...')"
-    )
-    links = tab.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
-    assert any("chapters/06_lstm.html" in link for link in links), links
-
-
 def test_a_copy_button_copies_the_code_beside_it(tab: Any, host: str) -> None:
     tab.goto(host + "chapters/01_gate.html", wait_until="networkidle")
     shown = tab.locator("div.highlight:visible", has=tab.locator("button.copybtn"))
