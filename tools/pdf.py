@@ -1,6 +1,6 @@
-"""Print the whole book as one PDF, `_build/gates.pdf`, with Chromium.
+"""Print the whole book as one PDF, `_build/gates.pdf`, with Chromium, and let the site offer it.
 
-Imports Playwright; runs Jupyter Book's one-page builder in a process of its own.
+Imports Playwright; runs Jupyter Book in processes of its own.
 Must not import gatelib or Sphinx.
 
 The browser is CHROMIUM from the environment, a system one, or Playwright's own.
@@ -20,13 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "_build" / "singlehtml" / "book" / "index.html"
 TARGET = ROOT / "_build" / "gates.pdf"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-OPEN_SOLUTIONS = "document.querySelectorAll('details').forEach(d => d.open = true)"
 
 
-def build() -> None:
-    """Build the book as one page."""
+def build(*options: str) -> None:
+    """Build the book, with Jupyter Book's options."""
     command = Path(sys.executable).with_name("jupyter-book")
-    subprocess.run([str(command), "build", ".", "--builder", "singlehtml"], cwd=ROOT, check=True)
+    subprocess.run([str(command), "build", ".", *options], cwd=ROOT, check=True)
 
 
 def print_page() -> None:
@@ -40,13 +39,13 @@ def print_page() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(color_scheme="light")
         page.goto(PAGE.as_uri(), wait_until="load")
-        page.evaluate(OPEN_SOLUTIONS)
-        margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
-        page.pdf(path=str(TARGET), format="A4", margin=margin, outline=True, tagged=True)
+        page.emulate_media(media="print")  # book.js opens what is folded
+        page.pdf(path=str(TARGET), prefer_css_page_size=True, outline=True, tagged=True)
         browser.close()
 
 
 if __name__ == "__main__":
-    build()
+    build("--builder", "singlehtml")
     print_page()
+    build()
     print(TARGET)

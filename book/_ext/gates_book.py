@@ -1,6 +1,6 @@
 """The book's few lines of Sphinx: one extension that loads the others.
 
-Imports Sphinx and the modules beside it. Must not import gatelib or torch.
+Imports PyYAML, Sphinx and the modules beside it. Must not import gatelib or torch.
 
 It fetches the web assets if they are missing, so that the plain `jupyter-book build .` works.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import yaml
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tools")]
@@ -19,6 +21,7 @@ import address  # noqa: E402
 import circuits  # noqa: E402
 import claims  # noqa: E402
 import docstrings  # noqa: E402
+import downloads  # noqa: E402
 import folds  # noqa: E402
 import glossary  # noqa: E402
 import library  # noqa: E402
@@ -28,6 +31,13 @@ import pictures  # noqa: E402
 import records  # noqa: E402
 import sections  # noqa: E402
 import vendor  # noqa: E402
+
+
+def keep_year(app: Sphinx, config: Config) -> None:
+    """Write the book's year, where a reproducible build has Sphinx write the epoch's."""
+    text = (Path(app.confdir) / "_config.yml").read_text(encoding="utf8")
+    year = yaml.load(text, Loader=yaml.BaseLoader)["copyright"]
+    config.copyright = config.project_copyright = year
 
 
 def share_visitors(app: Sphinx) -> None:
@@ -48,6 +58,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         circuits,
         docstrings,
         library,
+        downloads,
         folds,
         mathematics,
         pictures,
@@ -55,5 +66,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
         sections,
     ):
         module.setup(app)
+    app.connect("config-inited", keep_year, priority=900)
     app.connect("builder-inited", share_visitors)
     return {"parallel_read_safe": True, "parallel_write_safe": False}
