@@ -34,7 +34,7 @@ from tools import inputs, notebooks  # noqa: E402
 PASSED = ROOT / "_build" / "passed"
 PAGE = ROOT / "_build" / "html" / "index.html"
 SLOTS = 2
-LONG = ("nn", "families", "kernels", "spec", "house")  # folders of tests, the longest first
+LONG = ("kernels", "nn", "spec", "house", "families")  # folders of tests, the longest first
 LIBRARY = ("gatelib/**/*.py", "gatelib/**/*.pyi", "requirements.lock", "pyproject.toml")
 FOLDERS = ("benchmarks", "book", "chapters", "gatelib", "tests", "tools")
 SOURCES = (
@@ -143,19 +143,25 @@ def book_commands() -> tuple[tuple[str, ...], ...]:
 
 
 def all_stages() -> dict[str, Stage]:
-    """Every stage by name; the long ones first, so that two slots are busy to the end."""
+    """Every stage by name, in the order in which they start.
+
+    The chapters come early, since the book waits for them and the site for the book; short stages
+    fill the two slots at the end.
+    """
     chapters = [chapter_stage(path) for path in notebooks.find(())]
     style = (python("ruff", "check", "."), python("ruff", "format", "--check", "."))
     site = python("pytest", "tests/site", "-q")
     pages = (*BOOK, "_build/status.json")
+    longest, *units = unit_stages()
     stages = [
-        *unit_stages(),
-        *sorted(chapters, key=lambda stage: -(ROOT / stage.inputs[-1]).stat().st_size),
-        Stage("types", (python("mypy"),), LIBRARY),
-        Stage("floors", (script("lint-imports"),), LIBRARY),
         Stage("style", style, SOURCES),
+        Stage("floors", (script("lint-imports"),), LIBRARY),
+        longest,
+        *sorted(chapters, key=lambda stage: -(ROOT / stage.inputs[-1]).stat().st_size),
         Stage("book", book_commands(), pages, after=tuple(stage.name for stage in chapters)),
         Stage("site", (site,), (*pages, "tests/conftest.py", "tests/site/*.py"), after=("book",)),
+        *units,
+        Stage("types", (python("mypy"),), LIBRARY),
     ]
     return {stage.name: stage for stage in stages}
 

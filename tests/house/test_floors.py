@@ -313,8 +313,6 @@ def test_importing_the_layers_loads_no_torch():
 MISSING = {
     "torch": ("gatelib.nn; gatelib.nn.GRU", "gatelib.nn needs PyTorch", "torch"),
     "lazy_loader": ("gatelib.nn", "gatelib.nn needs PyTorch", "torch"),
-    "matplotlib": ("gatelib.lab.record", "gatelib.lab needs matplotlib", "lab"),
-    "tqdm": ("gatelib.lab.passport", "gatelib.lab needs tqdm", "lab"),
 }
 
 
@@ -324,3 +322,23 @@ def test_a_missing_package_is_named_with_what_brings_it(absent):
     result = python(f"import sys; sys.modules[{absent!r}] = None\nimport {code}")
     message = result.stderr.splitlines()[-1]
     assert message.endswith(f"{says}: pip install 'gatelib[{extra}]'")
+
+
+INSTRUMENTS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.glob("gatelib/lab/**/*.py")
+)
+
+
+@pytest.mark.parametrize("absent", ["matplotlib", "IPython", "torch", "tqdm"])
+def test_every_instrument_says_that_it_needs_the_extra_of_the_lab(absent):
+    """`gatelib[torch]` is enough for the layers, and each module of the lab says what it is not."""
+    result = python(
+        f"import importlib, sys; sys.modules[{absent!r}] = None\n"
+        f"for name in {INSTRUMENTS}:\n"
+        "    for m in [m for m in sys.modules if m.startswith('gatelib.lab')]: del sys.modules[m]\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error: print(error)"
+    )
+    says = f"gatelib.lab needs {absent}: pip install 'gatelib[lab]'"
+    assert result.stdout.splitlines() == [says] * len(INSTRUMENTS), result.stderr

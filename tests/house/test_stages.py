@@ -73,6 +73,16 @@ def test_stages_wait_for_those_they_build_on(stage):
     assert results["small"].ok and results["later"].ok
 
 
+def test_nothing_is_left_to_run_beside_the_last_stages():
+    """The site waits for the book and the book for the chapters: they start before other tests."""
+    order = list(stages.all_stages())
+    chapters = [path.stem for path in stages.notebooks.find(())]
+    last = max(order.index(name) for name in chapters)
+    assert order[last + 1 : last + 3] == ["book", "site"]
+    assert {"nn", "spec", "families", "lab"} <= set(order[last + 3 :])
+    assert order.index("kernels") < min(order.index(name) for name in chapters)
+
+
 # --- what a stage reads -----------------------------------------------------------------------
 
 
