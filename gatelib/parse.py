@@ -228,9 +228,10 @@ class Reader:
                 return self.scope[name]
             case ast.Name(id=name):
                 hint = did_you_mean(name, [*self.scope, *FUNCTIONS])
-                raise self.text.error(
-                    f"`{name}` is neither an input nor defined above{hint}", node, name
-                )
+                reason = f"`{name}` is neither an input nor defined above{hint}"
+                if name in FUNCTIONS:
+                    reason = f"`{name}` is a function: write `{name}(...)`"
+                raise self.text.error(reason, node, name)
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 return self._number(node, value)
         raise self.text.error(

@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.ext.autodoc import DataDocumenter
 
 LITERAL = re.compile(r"(:[a-z:]+:`[^`]+`|``.+?``|(?<!`)`[^`\n]+`(?!`))")
+ACTIVE = re.compile(r"[*|\\]|(?<=\w)_(?!\w)|(?<=: \w)\.(?=\s|$)")  # the last: `name: D.`, a list
 STARRED = re.compile(r"(\s*\*{1,2}\w+:)(.*)")  # napoleon escapes the name of `*args:` itself
 FOR_CONTRIBUTORS = re.compile(r"(?ms)^(?:Imports|Must not) [^\n]*?(?:\n[^\n]+?)*?\.(?:\s*\n|\Z)")
 PLAIN = ("attribute", "data", "property")  # napoleon takes a colon there for a type
@@ -35,7 +36,7 @@ def escaped(line: str) -> str:
     head, rest = starred.groups() if starred else ("", line)
     parts = LITERAL.split(rest)
     parts[1::2] = [f"`{p}`" if p[0] == "`" and p[1] != "`" else p for p in parts[1::2]]
-    parts[::2] = [re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", p) for p in parts[::2]]
+    parts[::2] = [ACTIVE.sub(r"\\\g<0>", p) for p in parts[::2]]
     return head + "".join(parts)
 
 

@@ -43,7 +43,7 @@ def meanings() -> dict[str, str]:
 
 
 def printed(gate: Any) -> str:
-    """The languages that a gate can be written in."""
+    """Which of the languages a gate can be written in."""
     from gatelib.kernels import triton_source
     from gatelib.pieces import UnprintableError
     from gatelib.spec import SpecError
@@ -58,7 +58,8 @@ def printed(gate: Any) -> str:
             return False
         return True
 
-    return ", ".join(shown for language, shown in SHOWN.items() if can(language))
+    lacking = [shown for language, shown in SHOWN.items() if not can(language)]
+    return f"all but {', '.join(lacking)}" if lacking else "all"
 
 
 def derivative(gate: Any) -> str:

@@ -30,6 +30,7 @@ def refused(line: str, signature: str = "a c_prev -> c", text: str = INDENTED) -
         ("Sigmoid(a)", 20, "did you mean `sigmoid`"),
         ("max(a, f)", 20, "did you mean `maximum`"),
         ("2*c_pre", 22, "`c_pre` is neither an input nor defined above; did you mean `c_prev`"),
+        ("2*tanh", 22, r"`tanh` is a function: write `tanh\(\.\.\.\)`"),
         ("tanh(a, f)", 20, r"`tanh` takes 1 argument\(s\), got 2"),
         ("a**f", 23, "only"),
         ("a if a else f", 9, "is not an expression"),
