@@ -20,10 +20,12 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tools")]
 import address  # noqa: E402
 import circuits  # noqa: E402
 import claims  # noqa: E402
+import counts  # noqa: E402
 import docstrings  # noqa: E402
 import downloads  # noqa: E402
 import folds  # noqa: E402
 import glossary  # noqa: E402
+import guide  # noqa: E402
 import library  # noqa: E402
 import mathematics  # noqa: E402
 import numbering  # noqa: E402
@@ -63,6 +65,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
         mathematics,
         pictures,
         glossary,
+        guide,
+        counts,
         sections,
     ):
         module.setup(app)
