@@ -1,6 +1,6 @@
 # The two commands are `make book` and `make test`. Each installs what it needs on its first run.
 .DEFAULT_GOAL := help
-.PHONY: help ready book test random chapters lab text execute bench pdf clean distclean
+.PHONY: help ready book test random chapters lab text execute study bench pdf clean distclean
 
 PYTHON ?=
 PYTHONS := .venv/bin/python python3.11 python3.12 python3.13 python3 python
@@ -8,6 +8,9 @@ CHAPTER ?=
 FRESH ?=
 TIMED ?=
 RUNS ?= 20
+WORKERS ?=
+DASK ?=
+ADOPT ?=
 SEED ?= $(shell date +%s)
 PY := .venv/bin/python
 
@@ -17,6 +20,7 @@ help:
 	@echo "make random     the random tests with other draws (RUNS=20 seeds, from SEED)"
 	@echo "make chapters   the chapters alone, compared with their stored outputs"
 	@echo "make execute    run chapters and store outputs (CHAPTER=06_lstm, TIMED=1)"
+	@echo "make study      run what the studies of a chapter lack (CHAPTER=06, WORKERS=2, ADOPT=1)"
 	@echo "make text       pair chapters with text twins that are easy to edit"
 	@echo "make lab        JupyterLab on the chapters"
 	@echo "make bench      benchmarks against peers"
@@ -53,6 +57,11 @@ execute: ready
 
 text: ready
 	@$(PY) tools/notebooks.py --text $(CHAPTER)
+
+# ADOPT=1: the code was changed and the numbers were not. DASK: the address of a scheduler.
+study: ready
+	@WORKERS=$(WORKERS) GATES_DASK=$(DASK) PYTHONHASHSEED=0 \
+	  $(PY) tools/studies.py $(if $(ADOPT),--adopt) $(CHAPTER)
 
 lab: ready
 	@$(PY) tools/notebooks.py --lab

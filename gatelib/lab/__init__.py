@@ -18,6 +18,7 @@ try:
     from gatelib.lab.record import Recording, record
     from gatelib.lab.scores import word_f1
     from gatelib.lab.source import Source, show
+    from gatelib.lab.study import StaleRecord, Study, recorded, study
     from gatelib.lab.tables import table
     from gatelib.lab.training import (
         History,
@@ -47,6 +48,8 @@ __all__ = [
     "Runs",
     "Seeds",
     "Source",
+    "StaleRecord",
+    "Study",
     "Sweep",
     "accuracy",
     "agreement",
@@ -61,9 +64,11 @@ __all__ = [
     "passport",
     "rates",
     "record",
+    "recorded",
     "saturation",
     "seeds",
     "show",
+    "study",
     "table",
     "train",
     "word_f1",

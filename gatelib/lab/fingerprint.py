@@ -284,9 +284,11 @@ class _Walk:
             at, name = (at, f"{name}.{part}") if foreign else (value.__name__, part)
             value = contents.member(value, part)
         is_code = isinstance(value, types.FunctionType | type | types.ModuleType)
+        if foreign and not self.is_own(getattr(value, "__module__", None)):
+            return  # the name in the tree is enough: torch wraps some of its own as it is used
         if is_code:
             self.note(place, name, value)
-        elif self.is_own(at) and not foreign:  # of other packages the name in the tree is enough
+        elif self.is_own(at) and not foreign:
             self.note(self.place(at, name), name, value)
 
 

@@ -1,6 +1,6 @@
 """Trains many small models of one structure as one, each at its own learning rate.
 
-Imports NumPy, torch and gatelib.lab.training.
+Imports NumPy, torch, gatelib.lab.training and gatelib.lab.watch.
 Must not import the floors below; it trains whatever modules it is given.
 
 A deep, narrow net spends its time on calls, not on numbers. Ten of them side by side cost little
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gatelib.lab.training import LOSSES, Batches, Loss, sampled
+from gatelib.lab.watch import Trained, watch
 
 __all__ = ["train_together"]
 
@@ -43,15 +44,11 @@ def train_together(
         data, loss, clip, seed: as in `train`; the norm that is clipped is each model's own.
         rates: one learning rate for each model.
     """
-    if len(models) == 0 or len(rates) != len(models):
-        raise ValueError(f"rates: expected one for each of the models, got {len(rates)}")
-    if any(list(model.buffers()) for model in models):
-        raise ValueError("models: expected modules without buffers")
-    held = [p for module in models[0].modules() for p in module._parameters.values()]
-    if len({id(p) for p in held if p is not None}) < sum(p is not None for p in held):
-        raise ValueError(
-            "models: expected weights tied by sharing a module, got a shared Parameter"
-        )
+    _check(models, rates)
+    seen = watch()
+    kept = seen.restored(models)
+    if kept is not None:
+        return kept.losses
     measure = LOSSES[loss] if isinstance(loss, str) else loss
     batches = data if callable(data) else sampled(data, batch_size)
     fleet = _Fleet(models, torch.tensor(rates), measure)
@@ -62,8 +59,27 @@ def train_together(
         for step in range(steps):
             x, y = (torch.as_tensor(part) for part in batches(step, generator))
             losses[:, step] = fleet.update(x, y, clip)
+            seen.loss(_mean(losses[:, step]))
     fleet.give_back(models)
-    return losses
+    return seen.finished(models, Trained(losses, np.full_like(losses, np.nan), {})).losses
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of those that are finite; nan where none is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def _check(models: Sequence[nn.Module], rates: Sequence[float]) -> None:
+    if len(models) == 0 or len(rates) != len(models):
+        raise ValueError(f"rates: expected one for each of the models, got {len(rates)}")
+    if any(list(model.buffers()) for model in models):
+        raise ValueError("models: expected modules without buffers")
+    held = [p for module in models[0].modules() for p in module._parameters.values()]
+    if len({id(p) for p in held if p is not None}) < sum(p is not None for p in held):
+        raise ValueError(
+            "models: expected weights tied by sharing a module, got a shared Parameter"
+        )
 
 
 class _Fleet:

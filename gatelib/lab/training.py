@@ -1,6 +1,6 @@
 """The training loop of every experiment, and fair comparisons built on it.
 
-Imports NumPy, torch and tqdm.
+Imports NumPy, torch, tqdm and gatelib.lab.watch.
 Must not import the floors below; it trains whatever module it is given.
 
 Steps are counted, never timed. Batches come from a generator seeded by `seed`, so the same call
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from gatelib.lab.watch import Trained, watch
 
 __all__ = ["History", "Readout", "Seeds", "Sweep", "accuracy", "best_lr", "seeds", "train"]
 
@@ -199,22 +201,33 @@ def train(
     measure = _pick("loss", loss, LOSSES)
     update = _pick("optimizer", optimizer, OPTIMIZERS)(list(model.parameters()), lr=lr)
     batches = data if callable(data) else sampled(data, batch_size)
+    start, seen = time.perf_counter(), watch()
+    if (kept := seen.restored([model])) is not None:
+        return _from_weights(model, kept, score, lr)
     norms, losses, scores = np.full(steps, np.nan), np.full(steps, np.nan), {}
-    start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = np.random.default_rng(seed)
         for step in tqdm(range(steps), leave=False, disable=not watched()):
-            losses[step], norms[step] = _step(
-                model, batches(step, generator), measure, update, clip
-            )
+            batch = batches(step, generator)
+            losses[step], norms[step] = _step(model, batch, measure, update, clip)
+            seen.loss(losses[step])
             last = step + 1 == steps or not np.isfinite(losses[step])
             if score and (last or (step + 1) % (every or steps) == 0):
                 scores[step + 1] = _scored(model, score)
             if last:
                 break
     losses[~np.isfinite(losses)] = np.nan
-    return History(losses, norms, scores, lr, time.perf_counter() - start)
+    told = seen.finished([model], Trained(losses, norms, scores))
+    return History(told.losses, told.gradient_norms, scores, lr, time.perf_counter() - start)
+
+
+def _from_weights(model: nn.Module, kept: Trained, score: Score | None, lr: float) -> History:
+    """What the training came to whose weights were kept; its last score is measured again."""
+    scores = dict(kept.scores)
+    if score and scores:
+        scores[max(scores)] = _scored(model, score)
+    return History(kept.losses, kept.gradient_norms, scores, lr, 0.0)
 
 
 def _step(

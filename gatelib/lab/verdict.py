@@ -99,6 +99,9 @@ class Runs:
     An arm is named by its label where there is one axis, by a tuple of labels where there are more.
     """
 
+    minutes: float | None = None
+    """Core-minutes that the runs took, where that is known."""
+
     def __init__(
         self,
         name: str,

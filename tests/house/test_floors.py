@@ -44,6 +44,7 @@ OFF_THE_PAGE = {
     "gatelib.lab": "its names are shown with their modules",
     "gatelib.lab.runs": "an empty package",
     "gatelib.lab.runs.": "the machinery of `gatelib.lab.study`, which has what a reader calls",
+    "gatelib.lab.watch": "how a training loop reports to a study",
     "gatelib.nn": "its names are shown with their modules",
     "gatelib.nn.check": "checks that layers share",
     "gatelib.nn.guest": "how a layer calls a module of the user",
