@@ -22,6 +22,7 @@ __all__ = [
     "is_named",
     "is_shared",
     "member",
+    "methods",
     "numbers",
     "public",
     "state",
@@ -30,8 +31,8 @@ __all__ = [
 UNSEEN = """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__
 __dict__ __doc__ __firstlineno__ __module__ __orig_bases__ __parameters__ __protocol_attrs__
 __qualname__ __replace__ __static_attributes__ __type_params__ __weakref__ _abc_impl
-_autograd_function_id _backward_cls""".split()
-"""What is noted in a class by Python, by some Pythons, or by torch as it counts classes."""
+_autograd_function_id _backward_cls _prop_handler default_assumptions""".split()
+"""What is noted in a class by Python, by some Pythons, by torch and by SymPy."""
 FIELD = ("name", "default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
 PARAMS = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
 BASES: tuple[Any, ...] = (
@@ -54,7 +55,8 @@ BASES: tuple[Any, ...] = (
 
 def public(module: str | None) -> str:
     """The name of a module without parts that begin with "_", which move between versions."""
-    first, *others = (module or "").split(".")
+    name = "os.path" if module in ("posixpath", "ntpath") else module or ""
+    first, *others = name.split(".")
     return ".".join([first.lstrip("_"), *(part for part in others if not part.startswith("_"))])
 
 
@@ -127,13 +129,12 @@ def state(value: Any) -> list[tuple[str, Any]]:
     """
     held = dict(getattr(value, "__dict__", {}))
     for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
+        for name, slot in vars(kind).items():
+            if isinstance(slot, types.MemberDescriptorType) and hasattr(value, name):
                 held[name] = getattr(value, name)
     usual = vars(sys.modules["torch"].nn.Module()) if is_module(value) else {}
     found = [
-        (name, item)
+        (name, list(item.values()) if name in usual and name.endswith("_hooks") else item)
         for name, item in sorted(held.items(), key=lambda pair: str(pair[0]))
         if not (name in usual and _same(usual[name], item))
         and not isinstance(_static(type(value), name), functools.cached_property)
@@ -149,8 +150,9 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and (one is other or (not one and not other))
 
 
-def described(value: Any, kind: str) -> str:
+def described(value: Any) -> str:
     """Gates and formulas, by their text; the empty text for anything else."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if kind == "gatelib.spec.Spec":
         return f"{kind} {value!r}"
     if kind == "gatelib.cell.Cell":
@@ -187,6 +189,16 @@ def _hash(content: bytes) -> str:
 
 
 # --- classes ----------------------------------------------------------------------------------
+
+
+def methods(cls: type) -> list[tuple[str, types.FunctionType]]:
+    """The functions that a class and its bases hold, through descriptors too."""
+    found = []
+    for name, value in (item for kind in cls.__mro__ for item in vars(kind).items()):
+        inner = getattr(value, "__func__", getattr(value, "fget", value))
+        if isinstance(inner, types.FunctionType):
+            found.append((name, inner))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def class_items(cls: type) -> list[tuple[str, Any]]:

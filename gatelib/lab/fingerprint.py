@@ -40,6 +40,8 @@ WRITERS = ("circuit", "latex", "printers_javascript")
 """Floors of gatelib that write for a reader."""
 UNREAD = tuple(f"gatelib.{name}." for name in (*(f"lab.{w}" for w in WATCHERS), *WRITERS))
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
+MACHINERY = ("torch._library", "torch.library", "torch._ops")
+"""Where torch keeps operators, which change as they are called; of them our functions are read."""
 UNREADABLE = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -86,6 +88,10 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+class ReadOnce(Exception):
+    """A generator, say: what it still holds can't be read without taking it away."""
+
+
 class _Walk:
     """Goes from value to value, and from function to function."""
 
@@ -97,6 +103,9 @@ class _Walk:
         self.queued: dict[int, Any] = {}
         self.noted: dict[tuple[str, str], int] = {}
         self.shared: dict[int, list[tuple[str, str]]] = {}
+        self.strangers: dict[
+            type, list[tuple[str, Any]]
+        ] = {}  # classes, and what of ours is in them
         self.met: dict[int, int] = {}  # in the value that is being described
         self.kept: list[Any] = []  # keeps what was met alive, so that ids stay unique
 
@@ -114,13 +123,16 @@ class _Walk:
         return module if module.split(".")[0] in OWN[1:] else name.split(".")[0]
 
     def note(self, place: str, name: str, value: Any) -> None:
-        """Describe a value under a place, once."""
+        """Describe a value under a place, once; `name` says where it was met."""
         if self.noted.get((place, name)) == id(value):
             return
         self.kept.append(value)
         self.noted[place, name] = id(value)
         met, self.met = self.met, {}
-        self.found.setdefault(place, set()).add(f"{name} = {self.text(value)}")
+        try:
+            self.found.setdefault(place, set()).add(f"{name} = {self.text(value)}")
+        except ReadOnce as error:
+            raise TypeError(f"{name}: expected what can be read twice, got {error}") from None
         self.met = met
         if contents.is_shared(value):
             self.shared.setdefault(id(value), []).append((place, name))
@@ -150,7 +162,9 @@ class _Walk:
         if isinstance(value, types.ModuleType):
             return self.module(value)
         if isinstance(value, UNREADABLE):
-            raise TypeError(f"expected values that can be read twice, got {value!r}")
+            raise ReadOnce(f"the {type(value).__name__} {value.__qualname__}")
+        if special := contents.described(value):
+            return special
         if id(value) in self.met:
             return f"#{self.met[id(value)]}"
         self.met[id(value)] = len(self.met)
@@ -177,15 +191,13 @@ class _Walk:
             for name, value in sorted(vars(module).items()):
                 inside = getattr(value, "__module__", module.__name__) == module.__name__
                 if not name.startswith("__") and inside and not isinstance(value, types.ModuleType):
-                    self.note(self.place(module.__name__, name), name, value)
+                    full = f"{module.__name__}.{name}"
+                    self.note(self.place(module.__name__, name), full, value)
         return f"module {contents.public(module.__name__)}"
 
     def thing(self, value: Any) -> str:
         """An instance: its class, and what it holds."""
         kind = type(value)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if special := contents.described(value, name):
-            return special
         if (numbers := contents.numbers(value)) is not None:
             return f"{self.text(kind)} {numbers}"
         if self.is_own(kind.__module__) or contents.is_module(value):
@@ -194,14 +206,18 @@ class _Walk:
 
     def stranger(self, value: Any, name: str) -> str:
         """An instance of another package's class: as it would be pickled, else by its class."""
-        if name.startswith("os."):  # the environment, say: the state of the machine
+        if name.startswith(("os.", "weakref.")):  # the environment; what others may drop
             return name
         try:
-            reduced = value.__reduce_ex__(4)
+            reduced = (
+                None if type(value).__module__.startswith(MACHINERY) else value.__reduce_ex__(4)
+            )
         except Exception:  # a lock, say, is no number
+            reduced = None
+        if reduced is None:
             held = sorted(getattr(value, "__dict__", {}).items())
-            own = [(k, v) for k, v in held if isinstance(v, types.FunctionType)]
-            return f"{name} {self.pairs(own)}"
+            code = [(k, v) for k, v in held if isinstance(v, types.FunctionType | types.MethodType)]
+            return f"{name} {self.pairs(code)}"
         if isinstance(reduced, str):
             return f"{name} {reduced}"
         parts = [*reduced[:3], *(list(items) if items else items for items in reduced[3:5])]
@@ -222,15 +238,29 @@ class _Walk:
         if id(value) in self.met:
             return f"#{self.met[id(value)]}"
         self.met[id(value)] = len(self.met)
-        return f"<{module} {short(self.body(value))}>"
+        return f"<{module} {hashlib.sha256(self.body(value).encode()).hexdigest()}>"
 
     def foreign(self, value: Any, name: str) -> str:
-        """Code of another package: its name, and what it was given."""
-        cells = getattr(value, "__closure__", None)
-        if id(value) in self.met or isinstance(value, type) or not cells:
+        """Code of another package: its name, what it was given, and methods of ours put into it."""
+        if id(value) in self.met:
             return name
         self.met[id(value)] = len(self.met)
-        return f"{name} {self.texts(cells)}"
+        if isinstance(value, type):
+            if value not in self.strangers:
+                methods = contents.methods(value)
+                self.strangers[value] = [
+                    (k, v) for k, v in methods if self.is_own(contents.home(v)[0])
+                ]
+            ours = self.strangers[value]
+            return f"{name} {self.pairs(ours)}" if ours else name
+        return f"{name} {self.texts(value.__closure__)}" if self.is_ours(value) else name
+
+    def own_methods(self, cls: type) -> list[tuple[str, Any]]:
+        """The methods of a class, and of its bases, that were written by us."""
+        if cls not in self.strangers:
+            found = contents.methods(cls)
+            self.strangers[cls] = [(k, v) for k, v in found if self.is_own(contents.home(v)[0])]
+        return self.strangers[cls]
 
     def body(self, value: Any) -> str:
         """All that a function or class is."""
@@ -243,9 +273,9 @@ class _Walk:
         implied = sorted(cells.keys() - set(reads.free))  # __class__, which super() reads
         defaults = [function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
         around = self.texts(cells[name] for name in (*reads.free, *implied))
-        self.follow(reads, function.__globals__, self.place(*contents.home(function)))
         attributes = self.pairs(sorted(vars(function).items()))
-        return f"{reads.text}\n{self.texts(defaults)}\n{around}\n{attributes}"
+        read = self.follow(function, reads)
+        return f"{reads.text}\n{self.texts(defaults)}\n{around}\n{attributes}\n{read}"
 
     def class_body(self, cls: type) -> str:
         """Bases, and what it holds; of an enumeration its members."""
@@ -253,47 +283,75 @@ class _Walk:
         items = contents.class_items(cls)
         if issubclass(cls, enum.Enum):
             head += self.pairs((name, member.value) for name, member in cls.__members__.items())
-            items = [(k, v) for k, v in items if k[:1] != "_" and isinstance(v, HELD_BY_ENUMS)]
+            methods = dict(contents.methods(cls))
+            items = [
+                (k, v)
+                for k, v in items
+                if k in methods and self.is_own(contents.home(methods[k])[0])
+            ]
         return f"{head} {self.pairs(items)}"
 
     # --- what code reads
 
-    def follow(self, reads: syntax.Reads, names: dict[str, Any], place: str) -> None:
-        """Describe the globals that a function reads, and what it imports."""
+    def follow(self, function: types.FunctionType, reads: syntax.Reads) -> str:
+        """Describe the globals that a function reads, and what it imports.
+
+        They are noted under their places. Those of a function that stands in no module, but in
+        names that somebody gave to `exec`, are part of the function: the text that is returned.
+        """
+        names, place = function.__globals__, self.place(*contents.home(function))
         module = names.get("__name__", "")
+        found = []
         for first, *chain in reads.names:
             value = names.get(first, getattr(builtins, first, None))
             if first in names or isinstance(value, types.FunctionType):
-                self.reach(place, module, first, value, chain)
+                found += self.reached(place, module, first, value, chain)
         for source, level, name, further in reads.imports:
-            package = names.get("__package__") or ""
-            base = importlib.util.resolve_name("." * level + source, package) if level else source
-            if base.split(".")[0] in OWN or base in self.own:
-                found = importlib.import_module(base)
-                value = found if name is None else contents.member(found, name)
-                if further != syntax.BARE:
-                    self.reach(place, base, name or base, value, further)
+            base = source
+            if level:
+                base = importlib.util.resolve_name("." * level + source, names["__package__"])
+            if further != syntax.BARE and (base.split(".")[0] in OWN or base in self.own):
+                value = importlib.import_module(base)
+                value = value if name is None else contents.member(value, name)
+                found += self.reached(place, base, name or base, value, further)
+        if getattr(sys.modules.get(module), "__dict__", None) is not names:
+            return self.pairs((name, value) for _, name, value in found)
+        for there, name, value in found:
+            self.note(there, name, value)
+        return ""
 
-    def reach(self, place: str, at: str, name: str, value: Any, chain: Sequence[str]) -> None:
-        """Describe a global of the module `at`, or what is read through it if it is a module."""
-        foreign = False
-        for part in chain:
-            if not isinstance(value, types.ModuleType):
-                break
-            foreign = not self.is_own(value.__name__)
-            at, name = (at, f"{name}.{part}") if foreign else (value.__name__, part)
-            value = contents.member(value, part)
-        is_code = isinstance(value, types.FunctionType | type | types.ModuleType)
-        if foreign and not self.is_own(getattr(value, "__module__", None)):
-            return  # the name in the tree is enough: torch wraps some of its own as it is used
-        if is_code:
-            self.note(place, name, value)
-        elif self.is_own(at) and not foreign:
-            self.note(self.place(at, name), name, value)
+    def reached(
+        self, place: str, at: str, name: str, value: Any, chain: Sequence[str]
+    ) -> list[tuple[str, str, Any]]:
+        """(place, label, value) of a global of the module `at`, or of what is read through it.
+
+        Code is noted where it is read, for it has a place of its own; so are packages of others.
+        """
+        rest = list(chain)
+        while rest and isinstance(value, types.ModuleType) and self.is_own(value.__name__):
+            at, name = value.__name__, rest.pop(0)
+            value = contents.member(value, name)
+        label, inside = f"{at}.{name}", value
+        while rest and isinstance(inside, types.ModuleType):
+            inside = contents.member(inside, rest.pop(0))
+        if isinstance(value, types.FunctionType | type | types.ModuleType):
+            put = inside is not value and self.is_ours(inside)
+            return [(place, label, value), *([(place, f"{label}…", inside)] if put else [])]
+        return [(self.place(at, name), label, value)] if self.is_own(at) else []
+
+    def is_ours(self, value: Any) -> bool:
+        """Is what stands in another package our function, or does it hold one?"""
+        if isinstance(value, type):
+            return bool(self.own_methods(value))
+        if not isinstance(value, types.FunctionType):
+            return False
+        held = (_content(cell) for cell in value.__closure__ or ())
+        return self.is_own(contents.home(value)[0]) or any(
+            self.is_own(contents.home(v)[0]) for v in held if isinstance(v, types.FunctionType)
+        )
 
 
 Describe = Callable[[_Walk, Any], str]
-HELD_BY_ENUMS = (types.FunctionType, staticmethod, classmethod, property)
 
 
 def _content(cell: types.CellType) -> Any:

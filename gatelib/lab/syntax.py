@@ -36,7 +36,8 @@ BARE: Chain = ("",)
 """Of an import that only loads a module: nothing is read through it."""
 KINDS = ("ClassVar", "InitVar", "KW_ONLY")
 """What an annotation in the body of a class may say about a field."""
-OPEN = ("locals", "vars", "dir", "eval", "exec", "__name__", "__qualname__", "__code__")
+OPEN = {"locals", "vars", "dir", "eval", "exec"}
+OPEN_ATTRIBUTES = {"__name__", "__qualname__", "__code__"}
 """Whoever uses one of these may see the names of local variables."""
 
 
@@ -240,7 +241,7 @@ class _Writer:
             chain.append(base.attr)
             base = base.value
         chain.reverse()
-        self.open |= not set(chain).isdisjoint(OPEN)
+        self.open |= not OPEN_ATTRIBUTES.isdisjoint(chain)
         isname = isinstance(base, ast.Name)
         head = self.name(base.id, scope, tuple(chain)) if isname else self.write(base, scope)  # type: ignore[attr-defined]
         return f"(Attribute {head} {'.'.join(chain)})"
