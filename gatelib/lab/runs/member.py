@@ -31,7 +31,7 @@ __all__ = ["Outcome", "Refused", "attempt", "made_on", "packed", "run_member", "
 
 Weights = dict[str, NDArray[Any]]
 
-CURVE, BRIEF = 30, 6
+CURVE, BRIEF = 12, 6
 """Of how many equal parts the means are kept of a curve: of a fresh run, of one that chooses."""
 
 
