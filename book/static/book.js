@@ -37,7 +37,7 @@ addEventListener("DOMContentLoaded", () => {
   const places = links.map((link) => [link, document.getElementById(decodeURIComponent(link.hash.slice(1)))]).filter(([, place]) => place);
   if (!places.length) return;
   const show = () => {
-    const above = places.filter(([, place]) => place.getBoundingClientRect().top < innerHeight / 4);
+    const above = places.filter(([, place]) => place.getBoundingClientRect().top < 100); // a jump stops at 64
     const here = above.at(-1)?.[0];
     for (const link of links) {
       link.classList.toggle("active", link === here);

@@ -1,6 +1,6 @@
 """What a reader takes away: a chapter that runs where it lands, the PDF where it is up to date.
 
-Imports nbformat, nbclient, tools.colab, the site's own extension, tests.site.built.
+Imports nbformat, nbclient, Sphinx, tools.colab, the site's own extension, tests.site.built.
 Must not import gatelib: the kernel does.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from sphinx.testing.util import SphinxTestApp
 
 from tests.site.built import ROOT, soup  # isort: skip
 
@@ -123,6 +124,22 @@ def test_the_buttons_say_what_they_give(printed: bool) -> None:
     assert links == (["../gates.pdf"] if printed else [])
 
 
-def test_the_copyright_has_the_books_year(html: Path) -> None:
-    text = soup(html / "chapters" / "01_gate.html").select_one("footer").get_text()
-    assert "1970" not in text and "2026" in text
+def test_a_reproducible_build_has_the_books_year(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    (tmp_path / "_config.yml").write_text('copyright: "2026"\n')
+    (tmp_path / "index.rst").write_text("Book\n====\n")
+    conf = "import gates_book\ncopyright = '2026'\ndef setup(app):\n"
+    conf += "    app.connect('config-inited', gates_book.keep_year, priority=900)\n"
+    (tmp_path / "conf.py").write_text(conf)
+    app = SphinxTestApp("html", srcdir=tmp_path)
+    app.build()
+    app.cleanup()
+    page = (Path(app.outdir) / "index.html").read_text()
+    assert "2026" in page and "1970" not in page
+
+
+def test_the_site_has_that_year_too(html: Path) -> None:
+    text = soup(html / "chapters" / "01_gate.html").select_one("p.copyright").get_text()
+    assert "© Copyright 2026." in text
