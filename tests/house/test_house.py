@@ -111,6 +111,39 @@ def test_every_locked_package_installs_on_every_python_that_is_promised():
     assert not refused
 
 
+LINUX = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+MACOS = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
+MACHINES = [
+    {"python_version": v.rpartition(".")[0], "python_full_version": v, "extra": ""} | system
+    for v in PYTHONS
+    for system in (LINUX, MACOS)
+]
+CUDA = ("cuda-", "nvidia-")  # torch pins them itself, for Linux
+
+
+def asked_somewhere(requirement: Requirement) -> bool:
+    """Whether a promised Python on Linux or macOS needs it."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate(machine) for machine in MACHINES)
+
+
+def test_what_a_locked_package_needs_on_any_machine_is_locked_in_a_version_it_accepts():
+    from importlib.metadata import PackageNotFoundError, requires
+
+    versions, wrong = locked(), []
+    for name in versions:
+        try:
+            needs = [Requirement(text) for text in requires(name) or ()]
+        except PackageNotFoundError:  # of another platform
+            continue
+        for need in filter(asked_somewhere, needs):
+            found = versions.get(canonicalize_name(need.name))
+            version = next(iter(found.specifier)).version if found else "nothing"
+            if not found or not need.specifier.contains(version, prereleases=True):
+                wrong.append(f"{name} needs {need}, and the lock has {version}")
+    assert not [line for line in wrong if not line.split(" needs ")[1].startswith(CUDA)]
+
+
 def test_every_place_that_names_the_python_says_the_same():
     asked = SpecifierSet(PROJECT["requires-python"])
     assert [v for v in ("3.11.1", *PYTHONS) if asked.contains(v)] == [*PYTHONS]
