@@ -42,6 +42,7 @@ __all__ = [
     "gates",
     "gradients",
     "heatmap",
+    "mark_chance",
     "measured",
     "new",
     "pixels",
@@ -152,7 +153,7 @@ def bars(
     ax.margins(x=0.15)
     ax.grid(False)
     if chance is not None:
-        _mark_chance(ax, chance)
+        mark_chance(ax, chance)
     ax.set_xlabel(xlabel)
     return ax
 
@@ -167,11 +168,16 @@ def _bar(ax: Axes, row: int, runs: Array, colour: str, from_zero: bool) -> None:
     ax.plot(runs, [row] * len(runs), "o", color=colour, markersize=4)
 
 
-def _mark_chance(ax: Axes, chance: float) -> None:
-    """A dotted line at what guessing gives, with its name above it."""
-    ax.axvline(chance, color=GREY, linestyle=":", linewidth=1.5)
-    look: dict[str, Any] = {"ha": "center", "va": "bottom", "color": GREY, "fontsize": 12}
-    ax.annotate("chance", (chance, 1), xycoords=("data", "axes fraction"), **look)
+def mark_chance(
+    ax: Axes, chance: float, words: str = "chance", *, axis: str = "x", side: str = "center"
+) -> None:
+    """A dotted line at what guessing gives, on the x or the y axis, with its name at its end."""
+    across = axis == "x"
+    (ax.axvline if across else ax.axhline)(chance, color=GREY, linestyle=":", linewidth=1.5)
+    place = (chance, 1) if across else (1, chance)
+    coordinates: Any = ("data", "axes fraction") if across else ("axes fraction", "data")
+    look: dict[str, Any] = {"ha": side, "va": "bottom", "color": GREY, "fontsize": 12}
+    ax.annotate(words, place, xycoords=coordinates, **look)
 
 
 def heatmap(

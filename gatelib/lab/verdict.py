@@ -236,6 +236,10 @@ class Runs:
             found = [v if np.size(v) == points else np.full(points, math.nan) for v in found]
         return np.array(found, float)
 
+    def chose(self, arm: Any, rate: float, name: str) -> Array:
+        """As `of`, of each choosing seed of an arm at a rate."""
+        return np.array([self._number(m, name) for m in self.members(arm, rate, self.choosing)])
+
     def scores(self, name: str = "test") -> dict[Any, Seeds]:
         """{arm: one number a seed}."""
         return {arm: Seeds(tuple(self.of(arm, name).tolist())) for arm in self.arms}
@@ -294,6 +298,24 @@ class Runs:
         return float(-slope * len(last) / whole) if whole > LEARNED * abs(curve[0]) else math.nan
 
     # --- shown
+
+    def dots(self, name: str = "test", **options: Any) -> Array:
+        """Every reporting seed a dot: `gatelib.lab.shown.dots` says what the options are."""
+        from gatelib.lab import shown  # it reads this module
+
+        return shown.dots(self, name, **options)
+
+    def rate_curves(self, name: str = "valid", **options: Any) -> Array:
+        """Every choosing seed over its rate: `gatelib.lab.shown.rate_curves` has the options."""
+        from gatelib.lab import shown
+
+        return shown.rate_curves(self, name, **options)
+
+    def over(self, axis: str, name: str = "test", **options: Any) -> Any:
+        """A number over an axis: `gatelib.lab.shown.over` says what the options are."""
+        from gatelib.lab import shown
+
+        return shown.over(self, axis, name, **options)
 
     def frame(self) -> Any:
         """Every run as a row of a pandas DataFrame."""
