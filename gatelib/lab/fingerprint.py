@@ -33,8 +33,8 @@ from gatelib.lab import contents, sources, syntax
 __all__ = ["fingerprint", "short"]
 
 OWN = ("__main__", "gatelib", "support")
-WATCHERS = """compared contents dots figures fingerprint runs source sources study style syntax
-tables verdict watch""".split()
+WATCHERS = """compared contents figures fingerprint runs shown source sources stacks study style
+syntax tables verdict watch""".split()
 """Instruments of `gatelib.lab` that watch, keep and show runs: they change no number of a run."""
 WRITERS = ("circuit", "latex", "printers_javascript")
 """Floors of gatelib that write for a reader."""

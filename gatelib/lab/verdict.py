@@ -347,7 +347,7 @@ class Runs:
             if math.isnan(share):
                 found.append("loss has not fallen")
             elif share > STILL:
-                found.append(f"loss still falling ({share:.0%})")
+                found.append(f"loss still falling ({100 * share:.0f} %)")
         if failed := self.failed(arm):
             found.append(f"{len(failed)} of {len(self.reporting)} runs failed")
         return "; ".join(found)

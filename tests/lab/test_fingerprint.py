@@ -274,6 +274,16 @@ def test_a_changed_default_in_gatelib_names_its_module(monkeypatch):
     assert [place for place in before if before[place] != after[place]] == ["gatelib.lab.training"]
 
 
+def test_training_in_the_same_process_changes_no_fingerprint():
+    """The first optimiser loads what wraps functions of torch's own."""
+    from gatelib.lab import train
+
+    seeding = "import torch\ndef run(seed):\n torch.manual_seed(seed)\n return torch.nn.Linear"
+    before = of(seeding), fingerprint(run=training())
+    train(torch.nn.Linear(2, 2), (torch.zeros(4, 2), torch.zeros(4).long()), steps=2, lr=0.1)
+    assert (of(seeding), fingerprint(run=training())) == before
+
+
 def test_what_watches_and_draws_leaves_no_trace():
     found = of(
         "from gatelib.lab import figures, rates, table\nfrom gatelib.lab.fingerprint import short\n"
