@@ -19,6 +19,8 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "_build" / "singlehtml" / "book" / "index.html"
 TARGET = ROOT / "_build" / "gates.pdf"
+SECONDS = 300  # the whole book is one page
+OPENED = "!document.querySelector('details:not([open]), .toggle-hidden')"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -38,8 +40,10 @@ def print_page() -> None:
             sys.exit("pdf: no Chromium found; install one or set CHROMIUM to its path")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(color_scheme="light")
+        page.set_default_timeout(SECONDS * 1000)
         page.goto(PAGE.as_uri(), wait_until="load")
-        page.emulate_media(media="print")  # book.js opens what is folded
+        page.emulate_media(media="print")
+        page.wait_for_function(OPENED)  # book.js opens what is folded
         page.pdf(path=str(TARGET), prefer_css_page_size=True, outline=True, tagged=True)
         browser.close()
 

@@ -35,11 +35,11 @@ ORPHANS = """[...document.querySelectorAll("article .kept")].filter((kept) => {
   const mark = last.getBoundingClientRect();
   return box && kept.lastChild.data && (mark.top >= box.bottom || mark.right <= box.left);
 }).map((kept) => kept.textContent)"""
-UNMARKED = """[...document.querySelectorAll(
-  "article pre, article .katex-display .katex-html, article .pst-scrollable-table-container")]
-  .filter((box) => box.scrollWidth > box.clientWidth + 1 && box.getBoundingClientRect().width)
+UNMARKED = """[...document.querySelectorAll("article *")]
+  .filter((box) => box.scrollWidth > box.clientWidth + 1 && box.clientWidth)
+  .filter((box) => ["auto", "scroll"].includes(getComputedStyle(box).overflowX))
   .filter((box) => !(box.dataset.more === "right" && getComputedStyle(box).maskImage !== "none"))
-  .map((box) => box.textContent.slice(0, 60))"""
+  .map((box) => `${box.className}: ${box.textContent.slice(0, 60)}`)"""
 
 
 def visit(tab: Any, address: str) -> None:
