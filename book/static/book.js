@@ -1,7 +1,7 @@
 // What CSS cannot do for a reader with a keyboard or a screen reader.
 addEventListener("DOMContentLoaded", () => {
   // A box that scrolls sideways can be focused, and then scrolled by the arrow keys.
-  const boxes = ".katex-display > .katex > .katex-html, .bd-article pre, .wide, .cell_output, .cell_output .output, .circuit-drawing, .pst-scrollable-table-container";
+  const boxes = ".katex-display, .bd-article pre, .wide, .cell_output, .cell_output .output, .circuit-drawing, .pst-scrollable-table-container";
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
