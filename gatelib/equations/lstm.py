@@ -90,11 +90,19 @@ CIFG = LSTM.replace("cifg", i="1 - f")
 """Coupled input and forget gate (Greff et al. 2015): what leaves makes room for what enters."""
 
 NO_INPUT = replace(LSTM.subs(i=1), name="no_input")
+"""NIG of Greff et al. 2015: the input gate is 1."""
+
 NO_FORGET = replace(LSTM.subs(f=1), name="no_forget")
+"""NFG of Greff et al. 2015: the forget gate is 1, which is the cell of 1997."""
+
 NO_OUTPUT = replace(LSTM.subs(o=1), name="no_output")
+"""NOG of Greff et al. 2015: the output gate is 1."""
+
 NO_INPUT_ACTIVATION = replace(LSTM.subs(g="a_g"), name="no_input_activation")
+"""NIAF of Greff et al. 2015: the candidate has no tanh."""
+
 NO_OUTPUT_ACTIVATION = replace(LSTM.subs(m="c"), name="no_output_activation")
-"""Greff et al. 2015's ablations NIG, NFG, NOG, NIAF and NOAF. NO_FORGET is the cell of 1997."""
+"""NOAF of Greff et al. 2015: the cell state has no tanh on its way out."""
 
 ARTICLE = replace(LSTM, outputs=(symbol("h"), symbol("i"))).replace("article", h="o*f")
 """Article A's formulas to the letter (claim A10): no candidate, no cell, and i goes nowhere."""

@@ -39,6 +39,7 @@ def clipped_relu(ceiling: int = CEILING) -> Spec:
 
 
 CLIPPED_RELU = clipped_relu()
+"""A ReLU that is clipped from above, at the default of `clipped_relu`."""
 
 
 def leaky(rate: str = "1/4") -> Spec:

@@ -48,6 +48,8 @@ BINARY_LOSS_FROM_PROBABILITY = Spec.parse(
     p = sigmoid(a)
     l = -y*log(p) - (1 - y)*log(1 - p)""",
 )
+"""BINARY_LOSS by way of the probability: a large logit takes the logarithm of 0."""
+
 MULTI_LABEL_LOSS = Spec.parse("multi_label_loss", "a y -> l", "l = total(softplus(a) - y*a)")
 """One yes-or-no question per class: binary losses, added."""
 
@@ -79,6 +81,8 @@ SGD = Spec.parse(
     k = G + decay*w_prev
     w = w_prev - eta*k""",
 )
+"""Gradient descent: G the gradient, eta the learning rate, decay a pull towards 0."""
+
 MOMENTUM = Spec.parse(
     "momentum",
     "G eta mu decay w_prev m_prev -> w m",
@@ -113,6 +117,8 @@ RMSPROP = Spec.parse(
     v = alpha*v_prev + (1 - alpha)*k**2
     w = w_prev - eta*k/(sqrt(v) + epsilon)""",
 )
+"""The step is divided by the root of a running mean v of squared gradients."""
+
 RMSPROP_CENTERED = Spec.parse(
     "rmsprop_centered",
     "G eta alpha mu epsilon decay w_prev v_prev n_prev m_prev -> w v n m",

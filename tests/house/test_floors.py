@@ -48,7 +48,6 @@ OFF_THE_PAGE = {
     "gatelib.nn": "its names are shown with their modules",
     "gatelib.nn.check": "checks that layers share",
     "gatelib.nn.guest": "how a layer calls a module of the user",
-    "gatelib.nn.impl": "how a layer chooses between its implementations",
     "gatelib.reference": "an empty package",
     "gatelib.reference.check": "checks that references share",
 }
@@ -272,6 +271,18 @@ def test_the_namespace_of_equations_holds_every_cell_of_every_family_once():
     names = [key for name in equations.FAMILIES for key in family(name).ALL]
     assert names == list(equations.ALL)
     assert equations.ALL["peephole"] is family("lstm").ALL["peephole"]
+
+
+@pytest.mark.parametrize("name", equations.FAMILIES)
+def test_every_equation_is_described_on_its_page(name):
+    body = ast.parse(FILES[f"gatelib/equations/{name}.py"]).body
+    silent = {
+        ast.unparse(one.targets[0])
+        for one, below in zip(body, [*body[1:], None], strict=True)
+        if isinstance(one, ast.Assign) and not isinstance(below, ast.Expr)
+    }
+    gates = {key for key, value in vars(family(name)).items() if isinstance(value, Spec)}
+    assert not silent & gates, f"write a line of docstring below {sorted(silent & gates)}"
 
 
 def test_two_cells_of_one_name_are_refused():
