@@ -93,6 +93,7 @@ class Functions(Base):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
+        self.env.note_dependency(str(Path(self.env.srcdir) / "gatelib" / "functions.py"))
         which = self.arguments[0]
         head = ["call", "meaning", self.HEADS[which], "printed in"]
         return [self.parse(table(head, functions(which == "elementwise")), "functions")]
@@ -143,6 +144,8 @@ class Forward(Base):
 
     def run(self) -> list[nodes.Node]:
         """Return a script, which a page without JavaScript does not need."""
+        for path in (Path(self.env.srcdir) / PAGES).glob("*.md"):
+            self.env.note_dependency(str(path))
         pages = escape(json.dumps(places(Path(self.env.srcdir))), quote=False)
         script = f"""<script>
 (() => {{
