@@ -26,6 +26,8 @@ addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".search-button-field, details.hide > summary").forEach((button) => button.removeAttribute("aria-label"));
   // Icons are drawn as text, which nobody should hear.
   document.querySelectorAll("i.fa-solid, i.fas, i.fab, i.fa-brands").forEach((icon) => icon.setAttribute("aria-hidden", "true"));
+  // The menu's arrows open a list of pages, and have no name.
+  document.querySelectorAll("nav.bd-links details > summary").forEach((arrow) => arrow.setAttribute("aria-label", `Pages of: ${arrow.closest("li").querySelector("a").textContent.trim()}`));
   // The entries of the bibliography are a list.
   document.querySelectorAll(".citation-list > .citation").forEach((entry) => entry.setAttribute("role", "listitem"));
 });

@@ -69,16 +69,21 @@ def executable(playwright: Any) -> str | None:
     return next((path for path in found if path and Path(path).exists()), None)
 
 
+def launch(playwright: Any) -> Any:
+    """A headless Chromium; skip the test where there is none."""
+    path = executable(playwright)
+    if path is None:
+        pytest.skip(NO_BROWSER)
+    return playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        path = executable(playwright)
-        if path is None:
-            pytest.skip(NO_BROWSER)
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = launch(playwright)
         yield chromium
         chromium.close()
 

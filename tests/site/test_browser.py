@@ -5,19 +5,30 @@ Imports tests.site.built, and the paths of tools.vendor. Must not import gatelib
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import json
 import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from tests.site.built import pages  # isort: skip
-
 import vendor
 
+from tests.site.conftest import launch
+
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
+
+
+SCRIPTS = Path(__file__).parent
+TABS = 2  # pages are visited two at a time, each in a browser of its own
+COLOUR = ["color-contrast", "link-in-text-block"]
 
 
 class Visit:
@@ -33,35 +44,70 @@ class Visit:
         for event, listener in listeners.items():
             tab.on(event, listener)
         tab.set_viewport_size({"width": 1400, "height": 900})
-        tab.goto(host + name, wait_until="networkidle")
-        self.light, self.dark = self.axe(tab, "light"), self.axe(tab, "dark")
+        tab.goto(host + name, wait_until="load")
+        tab.evaluate("document.fonts.ready.then(() => null)")
+        self.problems = list(problems(tab, name))
         tab.set_viewport_size({"width": 390, "height": 844})
-        tab.wait_for_timeout(100)
+        tab.evaluate(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
         self.width = tab.evaluate("document.documentElement.scrollWidth")
         for event, listener in listeners.items():
             tab.remove_listener(event, listener)
 
-    def axe(self, tab: Any, mode: str) -> list[str]:
-        """The serious and critical violations in one colour mode."""
+
+def problems(tab: Any, name: str) -> Iterator[str]:
+    """Axe's serious and critical findings: what colours have to do with in light and in dark.
+
+    The other rules read the page's structure, which has no colour mode. Colours are looked at
+    once for each way that text looks on the page (colour, ground, size, weight, opacity): words
+    that look alike have the same contrast, and a chapter has ten thousand.
+    """
+    tab.add_script_tag(path=str(vendor.VENDOR / "test" / "axe.min.js"))
+    tab.add_script_tag(path=str(SCRIPTS / "looks.js"))
+    tab.add_style_tag(content="* { transition: none !important }")
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    off = {rule: {"enabled": False} for rule in COLOUR}
+    yield from serious(tab, f"{name}", "document", {"rules": off})
+    for mode in ("light", "dark"):
         tab.evaluate(f"document.documentElement.dataset.theme = '{mode}'")
-        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        tab.add_script_tag(path=str(vendor.VENDOR / "test" / "axe.min.js"))
-        tab.add_style_tag(content="* { transition: none !important }")
-        tab.wait_for_timeout(100)
-        found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        return [
-            f"{self.name} ({mode}): {v['id']}: {[n['target'] for n in v['nodes'][:3]]}"
-            for v in found
-            if v["impact"] in ("serious", "critical")
-        ]
+        tab.evaluate("chooseLooks()")
+        looks = "{include: [['[data-look]']]}"
+        yield from serious(tab, f"{name} ({mode})", looks, {"runOnly": COLOUR})
+
+
+def serious(tab: Any, where: str, context: str, options: dict[str, Any]) -> Iterator[str]:
+    """What axe finds serious or critical in a part of the page."""
+    asked = json.dumps(options | {"resultTypes": ["violations"]})
+    for found in tab.evaluate(f"axe.run({context}, {asked})")["violations"]:
+        if found["impact"] in ("serious", "critical"):
+            yield f"{where}: {found['id']}: {[n['target'] for n in found['nodes'][:3]]}"
+
+
+def visit_all(host: str, names: Queue[str]) -> list[Visit]:
+    """Visit pages, in a browser of this thread's own, until there are no more."""
+    from playwright.sync_api import sync_playwright
+
+    found = []
+    with sync_playwright() as playwright:
+        tab = launch(playwright).new_context(color_scheme="light").new_page()
+        with contextlib.suppress(Empty):
+            while True:
+                found.append(Visit(tab, host, names.get_nowait()))
+    return found
 
 
 @pytest.fixture(scope="session")
 def visits(browser: Any, html: Path, host: str) -> list[Visit]:
-    """Every page, visited once."""
-    tab = browser.new_context(color_scheme="light").new_page()
-    names = [page.relative_to(html).as_posix() for page in pages(html)]
-    return [Visit(tab, host, name) for name in names]
+    """Every page, visited once, the heaviest first."""
+    names: Queue[str] = Queue()
+    for page in sorted(pages(html), key=lambda page: -page.stat().st_size):
+        names.put(page.relative_to(html).as_posix())
+    with ThreadPoolExecutor(TABS) as pool:
+        runs = [pool.submit(visit_all, host, names) for _ in range(TABS)]
+        found = [visit for run in runs for visit in run.result()]
+    assert len(found) == len(pages(html))
+    return sorted(found, key=lambda visit: visit.name)
 
 
 def test_no_page_logs_an_error(visits: list[Visit]) -> None:
@@ -79,7 +125,19 @@ def test_no_page_scrolls_sideways_on_a_phone(visits: list[Visit]) -> None:
 
 
 def test_axe_finds_nothing_serious_in_light_or_dark(visits: list[Visit]) -> None:
-    assert [problem for v in visits for problem in v.light + v.dark] == []
+    assert [problem for v in visits for problem in v.problems] == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_one_faint_word_among_many_is_found(tab: Any, host: str, mode: str) -> None:
+    tab.goto(host + "book/notation.html")
+    colour = {"light": "#bbb", "dark": "#444"}[mode]
+    word = f"<span id=faint style='color: {colour}'>faint</span>"
+    tab.evaluate(
+        f'document.querySelectorAll("article p")[1].insertAdjacentHTML("beforeend", "{word}")'
+    )
+    found = [problem for problem in problems(tab, "notation") if "faint" in problem]
+    assert len(found) == 1 and f"({mode}): color-contrast" in found[0], found
 
 
 def test_a_page_weighs_less_than_a_megabyte(visits: list[Visit], html: Path, host: str) -> None:
