@@ -1,6 +1,7 @@
 """The built book in a headless Chromium: silent, accessible, light, and its own in light and dark.
 
-Imports tests.site.built, and the paths of tools.vendor. Must not import gatelib.
+Imports tests.site.built, tests.site.conftest, and the paths of tools.vendor; Playwright in the
+threads that visit pages. Must not import gatelib.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.site.built import pages  # isort: skip
-import vendor
+from tests.site.conftest import launch  # isort: skip
 
-from tests.site.conftest import launch
+import vendor
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
 
