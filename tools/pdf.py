@@ -17,7 +17,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "_build" / "singlehtml" / "book" / "index.html"
+FOLDER = ROOT / "_build" / "singlehtml"
+# Sphinx writes the one page below `book` with addresses that are right one folder above.
+BUILT, PAGE = FOLDER / "book" / "index.html", FOLDER / "gates.html"
 TARGET = ROOT / "_build" / "gates.pdf"
 SECONDS = 300  # the whole book is one page
 OPENED = "!document.querySelector('details:not([open]), .toggle-hidden')"
@@ -31,7 +33,8 @@ def build(*options: str) -> None:
 
 
 def print_page() -> None:
-    """Open the page in a browser and print it; exit with a message where there is no browser."""
+    """Print the page with its style; exit with a message where there is no browser."""
+    shutil.copy(BUILT, PAGE)
     with sync_playwright() as playwright:
         named = [os.environ.get("CHROMIUM"), *map(shutil.which, BROWSERS)]
         named.append(playwright.chromium.executable_path)
