@@ -105,8 +105,7 @@ class Encoder(nn.Module):
 
         Returns:
             annotations: (B, S, features), one for each token; 0 past a sentence's length.
-            state: the layer's state at each sentence's end, each tensor (layers, B, features): the
-                two directions of a layer stand side by side.
+            state: the state at each end, tensors (layers, B, features), directions side by side.
 
         Raises:
             TypeError: tokens or lengths aren't integers.
