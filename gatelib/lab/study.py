@@ -25,7 +25,7 @@ from torch import nn
 from gatelib.lab.fingerprint import fingerprint, short
 from gatelib.lab.runs import replay
 from gatelib.lab.runs.member import made_on, packed, run_member
-from gatelib.lab.runs.store import Store, as_runs, declared
+from gatelib.lab.runs.store import Record, Store, as_runs, declared
 from gatelib.lab.training import watched
 from gatelib.lab.verdict import Member, Rates, Runs
 from gatelib.lab.watch import Watch
@@ -39,6 +39,10 @@ SHOWN = 8
 
 class StaleRecord(Exception):
     """A record is not of the code on this page, or its numbers don't come out again."""
+
+
+class NoRecord(StaleRecord, FileNotFoundError):
+    """There is no record where the notebook looks for it."""
 
 
 def study(
@@ -96,7 +100,7 @@ def recorded(name: str, folder: Path | str = "studies") -> Runs:
     _chapter(name)
     record = Store(name, Path(folder)).read()
     if record.faults:
-        raise StaleRecord(_told(name, record.faults))
+        raise _error(record)(_told(name, record.faults))
     found = as_runs(record.head, record.lines.values())
     found.minutes = record.minutes
     return found
@@ -193,7 +197,7 @@ class Study(Runs):
             return
         text = _told(self.name, wrong)
         if mode or self.record.faults or self.missing() or not watched():
-            raise StaleRecord(text)
+            raise _error(self.record)(text)
         note = "What follows is the record, not this code; `.rerun(...)` makes one run anew."
         warnings.warn(f"{text}\n{note}", stacklevel=3)
 
@@ -313,6 +317,10 @@ def _chapter(name: str) -> None:
     if not NAME.fullmatch(name) or (here and not name.startswith(f"{here}-")):
         expected = f'"{here}-…"' if here else 'the chapter\'s file and a word, as "06_lstm-recall"'
         raise ValueError(f"name: expected {expected}, got {name!r}")
+
+
+def _error(record: Record) -> type[StaleRecord]:
+    return StaleRecord if record.there else NoRecord
 
 
 def _command(name: str) -> str:

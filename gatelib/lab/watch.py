@@ -83,6 +83,8 @@ class Watch:
     def restored(self, models: Sequence[nn.Module]) -> Trained | None:
         """Load kept weights into `models`; None where there are none, so that they must train.
 
+        Losses are nan where none were kept, since no number of the run needed them.
+
         Raises:
             KeyError: weights were kept, but none for a training as late as this one.
         """
@@ -93,10 +95,12 @@ class Watch:
         for index, model in enumerate(models):
             mine = f"{index}."
             named = {k.removeprefix(mine): v for k, v in kept.items() if k.startswith(mine)}
+            if not named:
+                raise KeyError(f"no weights are kept of the training {len(self.models)}")
             model.load_state_dict({k: torch.as_tensor(v) for k, v in named.items()})
             model.train()
-        losses = kept["losses"].astype(np.float64)
-        norms = kept.get("norms", np.full_like(losses, np.nan)).astype(np.float64)
+        unknown = np.full(kept.get("shape", ()), np.nan)
+        losses, norms = (kept.get(n, unknown).astype(np.float64) for n in ("losses", "norms"))
         scores = {int(step): float(score) for step, score in kept.get("scores", ())}
         return self._noted(models, Trained(losses, norms, scores))
 
@@ -114,9 +118,11 @@ class Watch:
         """The weights, losses and scores of each training, by name."""
         found: dict[str, NDArray[Any]] = {}
         for i, (models, trained) in enumerate(zip(self.models, self.trained, strict=True)):
+            found[f"{i}.shape"] = np.array(trained.losses.shape)
             found[f"{i}.losses"] = trained.losses.astype(np.float32)
             found[f"{i}.norms"] = trained.gradient_norms.astype(np.float32)
-            found[f"{i}.scores"] = np.array([*trained.scores.items()], np.float64).reshape(-1, 2)
+            if trained.scores:
+                found[f"{i}.scores"] = np.array([*trained.scores.items()], np.float64)
             for index, model in enumerate(models):
                 for name, value in model.state_dict().items():
                     found[f"{i}.{index}.{name}"] = value.detach().cpu().numpy().copy()

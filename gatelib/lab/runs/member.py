@@ -27,7 +27,7 @@ from gatelib.lab.training import History
 from gatelib.lab.verdict import FRESH, Line, Member, Runs
 from gatelib.lab.watch import Enough, Watch, watching
 
-__all__ = ["Outcome", "Refused", "attempt", "made_on", "packed", "run_member", "short"]
+__all__ = ["Outcome", "Refused", "attempt", "made_on", "packed", "run_member", "scored", "short"]
 
 Weights = dict[str, NDArray[Any]]
 
@@ -172,16 +172,27 @@ def _smallest(payload: bytes, member: Member, line: Line, state: Weights) -> Wei
     """The least that must be kept so that the run, without training, gives its numbers again."""
     with np.errstate(over="ignore"):  # what float16 can't hold comes out differently below
         halved = {k: v.astype(np.float16) if _is_weight(k, v) else v for k, v in state.items()}
-    bare = ({k: v for k, v in each.items() if not k.endswith(".norms")} for each in (halved, state))
-    for kept in (*bare, state):
-        again = run_member(payload, member, Watch(weights=kept))
-        wrong = [name for name, value in again.items() if name != "first" and value != line[name]]
-        if not wrong:
-            return kept
+    for left_out in ((".losses", ".norms"), (".norms",), ()):
+        for each in (halved, state):
+            kept = {k: v for k, v in each.items() if not k.endswith(left_out)}
+            again = scored(payload, member, kept)
+            wrong = [name for name, value in again.items() if value != line.get(name)]
+            if not wrong:
+                return kept
     raise Refused(
         f"run: from the trained weights and losses, {', '.join(wrong)} comes out differently; "
         "measure it on the trained model, or give the study keep=False, which keeps no weights"
     )
+
+
+def scored(payload: bytes, member: Member, kept: Weights) -> Line:
+    """What a run gives with kept weights for its training; no curve where no losses are kept."""
+    line = run_member(payload, member, Watch(weights=kept))
+    line.pop("first")
+    if not any(name.endswith(".losses") for name in kept):
+        line.pop("steps", None)
+        line = {name: value for name, value in line.items() if not isinstance(value, list)}
+    return line
 
 
 def _is_weight(name: str, value: NDArray[Any]) -> bool:

@@ -11,14 +11,15 @@ chaos; their median deviation tells a wrong seed, rate or cell all the same (3e-
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatelib.lab.runs.member import Refused, run_member, told
+from gatelib.lab.runs.member import Refused, run_member, scored, told
 from gatelib.lab.verdict import Line, Member
 from gatelib.lab.watch import FIRST, Watch
 
@@ -41,7 +42,8 @@ def same_processor(made: Mapping[str, str], here: Mapping[str, str]) -> bool:
 def prefixes(payload: bytes, lines: Lines, which: Iterable[Member], exact: bool) -> Iterator[str]:
     """The first steps of these runs, from scratch, against the record."""
     for member in which:
-        yield from _again(payload, lines, member, Watch(stop=FIRST), exact)
+        again = partial(run_member, payload, member, Watch(stop=FIRST))
+        yield from _again(again, lines, member, exact)
 
 
 def rescored(
@@ -50,10 +52,10 @@ def rescored(
     """These runs with kept weights in the place of their training, against the record."""
     for member in which:
         mine = set_aside(weights, member)
-        if mine:
-            yield from _again(payload, lines, member, Watch(weights=mine), exact)
-        else:
+        if not mine:
             yield f"{named(member)}: no weights are kept of it"
+            continue
+        yield from _again(partial(scored, payload, member, mine), lines, member, exact)
 
 
 def set_aside(weights: Weights, member: Member) -> dict[str, NDArray[Any]]:
@@ -64,14 +66,13 @@ def set_aside(weights: Weights, member: Member) -> dict[str, NDArray[Any]]:
 
 def anew(payload: bytes, lines: Lines, which: Sequence[Member], exact: bool) -> Iterator[str]:
     """Whole runs of one arm made anew; on another processor they are compared as a sample."""
-    made = {}
-    for member in which:
-        with _no_bars():
-            made[member] = run_member(payload, member, Watch())
     if exact:
-        for member, found in made.items():
-            yield from differing(member, lines[member], found, exact)
+        for member in which:
+            again = partial(run_member, payload, member, Watch())
+            yield from _again(again, lines, member, exact)
         return
+    with _no_bars():
+        made = {member: run_member(payload, member, Watch()) for member in which}
     from scipy.stats import mannwhitneyu
 
     for name in [n for n, value in made[which[0]].items() if isinstance(value, int | float)]:
@@ -80,15 +81,13 @@ def anew(payload: bytes, lines: Lines, which: Sequence[Member], exact: bool) -> 
             yield f"{named(which[0][:-1])}: {name} is {then} in the record and {now} here"
 
 
-def _again(payload: bytes, lines: Lines, member: Member, seen: Watch, exact: bool) -> Iterator[str]:
+def _again(run: Callable[[], Line], lines: Lines, member: Member, exact: bool) -> Iterator[str]:
     try:
         with _no_bars():
-            found = run_member(payload, member, seen)
+            found = run()
     except (Exception, Refused) as error:
         yield f"{named(member)} can't be run again: {told(error)}"
         return
-    if seen.weights is not None:
-        found.pop("first")
     yield from differing(member, lines[member], found, exact)
 
 

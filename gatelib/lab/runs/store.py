@@ -36,6 +36,7 @@ class Record:
     """What stands in the files of a study.
 
     faults: what is wrong with the files themselves; empty where they are as they were written.
+    there: is there a record at all?
     """
 
     head: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Record:
     weights: Weights = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    there: bool = True
 
     @property
     def minutes(self) -> float | None:
@@ -65,7 +67,11 @@ class Store:
         """The record, with all that is wrong with its files."""
         found = Record()
         if not self.record.exists():
-            found.faults.append(f"there is no record {self.record}")
+            found.there = False
+            found.faults.append(
+                f"there is no record {self.record} beside the notebook; it comes with the "
+                "repository of the book, in chapters/studies"
+            )
             return found
         self._read_lines(found)
         self._read_weights(found)
