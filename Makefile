@@ -11,6 +11,7 @@ RUNS ?= 20
 WORKERS ?=
 DASK ?=
 ADOPT ?=
+STUDIES ?=
 SEED ?= $(shell date +%s)
 PY := .venv/bin/python
 
@@ -40,7 +41,7 @@ book: ready
 	@echo "$(CURDIR)/_build/html/index.html"
 
 test: ready
-	@$(PY) tools/stages.py $(if $(FRESH),--fresh) test
+	@GATES_STUDY=$(STUDIES) $(PY) tools/stages.py $(if $(FRESH),--fresh) test
 
 # `make test` draws the same examples each time; this draws others, and says with which seeds.
 random: ready
@@ -50,7 +51,7 @@ random: ready
 	if [ -n "$$failed" ]; then echo "failed with the seeds$$failed"; exit 1; fi
 
 chapters: ready
-	@$(PY) tools/stages.py $(if $(FRESH),--fresh) chapters
+	@GATES_STUDY=$(STUDIES) $(PY) tools/stages.py $(if $(FRESH),--fresh) chapters
 
 execute: ready
 	@$(PY) tools/notebooks.py $(if $(TIMED),--timed) $(CHAPTER)

@@ -8,6 +8,8 @@ Must not import gatelib: every stage is a process of its own.
     python tools/stages.py unit             the tests of every folder
     python tools/stages.py chapters         strict nbval over every chapter
     python tools/stages.py --fresh test     forget what passed before
+
+GATES_STUDY=full in the environment: the chapters replay every run of their studies (STUDIES=full).
 """
 
 from __future__ import annotations
@@ -43,7 +45,16 @@ SOURCES = (
     "chapters/*.ipynb",
     "pyproject.toml",
 )
-BOOK = (*LIBRARY, "book/**/*", "chapters/*.ipynb", "tools/*.py", "_config.yml", "_toc.yml")
+BOOK = (
+    *LIBRARY,
+    "book/**/*",
+    "chapters/*.ipynb",
+    "chapters/studies/*.json*",
+    "chapters/studies/*.npz",
+    "tools/*.py",
+    "_config.yml",
+    "_toc.yml",
+)
 EVERYTHING = (
     *BOOK,
     "*",
@@ -72,7 +83,8 @@ class Stage:
 
     def key(self) -> str:
         """A hash of this stage's commands and of every byte that it reads."""
-        digest = hashlib.sha256(repr((self.name, self.commands, sys.version)).encode())
+        how = (self.name, self.commands, sys.version, os.environ.get("GATES_STUDY"))
+        digest = hashlib.sha256(repr(how).encode())
         files = found(self.inputs) | inputs.reached(found(self.modules), ROOT)
         for path in sorted(files):
             if "__pycache__" not in path.parts:
@@ -114,8 +126,9 @@ def chapter_stage(path: Path) -> Stage:
     relative = str(path.relative_to(ROOT))
     command = python("pytest", "--nbval", "-p", "no:cacheprovider", "-q", relative)
     shared = f"chapters/support/{path.stem[3:]}.py"
+    records = f"chapters/studies/{path.stem}-*.*"
     runner = ("chapters/conftest.py", "tools/notebooks.py", "tests/nbval.cfg")
-    return Stage(path.stem, (command,), (*LIBRARY, *runner, shared, relative))
+    return Stage(path.stem, (command,), (*LIBRARY, *runner, shared, records, relative))
 
 
 def unit_stages() -> list[Stage]:
