@@ -1,7 +1,7 @@
 """A study that trains in milliseconds, as the cells of a chapter would hold it, and edits of it.
 
 Imports cloudpickle, gatelib.lab.
-Must not import pytest: it also runs as a program of its own.
+Must not make a record when it is imported: it also runs as a program of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
+import pytest
 
+from gatelib.lab import StaleRecord
 from gatelib.lab.runs.store import checksum
 
 NAME = "06_lstm-tiny"
@@ -100,6 +102,15 @@ def _written(text: str) -> str:
 def files(name: str = NAME) -> dict[str, bytes]:
     """What must be the same bytes in every making."""
     return {end: Path(f"studies/{name}.{end}").read_bytes() for end in ("jsonl", "npz")}
+
+
+def failing(text: str = CHAPTER, **options: Any) -> str:
+    """What the check of a study says that doesn't hold."""
+    with pytest.raises(StaleRecord) as caught:
+        chapter(text)["tiny"](**options)
+    message = str(caught.value)
+    assert message.startswith(f"study {NAME}:\n- ") and "`make study CHAPTER=06`" in message
+    return message
 
 
 def read() -> tuple[dict[str, Any], list[dict[str, Any]]]:
