@@ -105,15 +105,15 @@ class Store:
             found.faults.append(f"{self.weights.name} is cut off, or not of this record")
         try:
             with np.load(io.BytesIO(data)) as held:
-                found.weights = dict(held)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+                found.weights = _named(held)
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
             found.weights = {}
 
     def write(self, record: Record) -> None:
         """Put a whole record in the place of the old one, and forget the journal."""
         self.record.parent.mkdir(exist_ok=True)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **record.weights)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **_numbered(record.weights))  # type: ignore[arg-type]
         _replace(self.weights, buffer.getvalue())
         seconds = {arm: round(spent, 1) for arm, spent in record.seconds.items()}
         total = round(sum(seconds.values()) / 60, 1)
@@ -169,6 +169,18 @@ def as_runs(head: Mapping[str, Any], lines: Iterable[Line] = ()) -> Runs:
         axes[head["rates"]["name"]] = Rates(tuple(values), by, further)
     numbers = {"choose": int(head["choose"]), "report": int(head["report"])}
     return Runs(head["study"], axes, **numbers, lines=lines)
+
+
+def _numbered(weights: Weights) -> Weights:
+    """Weights under numbers, their names in an array: a zip would write each long name twice."""
+    names = np.frombuffer(json.dumps(list(weights)).encode(), np.uint8)
+    return {"names": names} | {str(n): value for n, value in enumerate(weights.values())}
+
+
+def _named(held: Mapping[str, NDArray[Any]]) -> Weights:
+    """What `_numbered` was made of."""
+    names = json.loads(held["names"].tobytes())
+    return {name: held[str(number)] for number, name in enumerate(names)}
 
 
 def checksum(head: Mapping[str, Any], body: str) -> str:
