@@ -32,6 +32,7 @@ import numbering  # noqa: E402
 import pictures  # noqa: E402
 import records  # noqa: E402
 import sections  # noqa: E402
+import studies  # noqa: E402
 import vendor  # noqa: E402
 
 
@@ -68,6 +69,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         guide,
         counts,
         sections,
+        studies,
     ):
         module.setup(app)
     app.connect("config-inited", keep_year, priority=900)
