@@ -297,6 +297,10 @@ class Study(Runs):
         run_member(self.payload, member, seen)
         return list(itertools.chain(*seen.models))[index].eval()
 
+    def __repr__(self) -> str:
+        """The same as plain text: no address of this process's memory gets into a notebook."""
+        return self._repr_markdown_().replace("*", "")
+
     def _repr_markdown_(self) -> str:
         """One line that says what stands behind the numbers."""
         made = self.record.head.get("made", {})

@@ -43,6 +43,7 @@ def test_a_study_that_was_made_passes_and_gives_its_numbers(there):
     assert found.arms == ["tanh", "relu"] and found.of("tanh", "test").shape == (2,)
     assert all(found.best(arm) in found.tried(arm) for arm in found.arms)
     assert "06_lstm-tiny" in found._repr_markdown_() and "core-minutes" in found._repr_markdown_()
+    assert "0x" not in repr(found) and repr(found) == found._repr_markdown_().replace("*", "")
 
 
 def test_a_record_is_one_run_a_line_and_holds_no_time(there):
