@@ -153,18 +153,8 @@ square, cube = lambda x: x * x, lambda x: x**3
 RNG = random.Random(3)
 
 
-def run(cell, lr=0.1, *, seed: int = 0):
-    "doc"
-    import json as js
-
-    total: int = 0
-    global COUNT
-
-    def step(x):
-        nonlocal total
-        total += x
-        return [y for row in TABLE for y in str(row) if (z := y)]
-
+def matched(cell):
+    rest, total = [], 0
     match cell:
         case {"a": [first, *rest], **others}:
             total = first
@@ -174,6 +164,22 @@ def run(cell, lr=0.1, *, seed: int = 0):
             total = len(name)
         case _:
             pass
+    return rest, total
+
+
+def run(cell, lr=0.1, *, seed: int = 0):
+    "doc"
+    import json as js
+
+    total: int = 0
+    rest, total = matched(cell)
+    global COUNT
+
+    def step(x):
+        nonlocal total
+        total += x
+        return [y for row in TABLE for y in str(row) if (z := y)]
+
     try:
         with opened() as h, contextlib.suppress(ValueError):
             del h, js
