@@ -24,7 +24,7 @@ from tools import colab, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-UNLOCKED = {"numba"}  # an extra that nothing in the book needs
+UNLOCKED = {"dask", "distributed", "numba"}  # of extras that nothing in the book needs
 HEAVY = ("matplotlib", "mlxtend", "numba", "scipy", "sklearn", "sympy", "torch", "triton")
 
 
