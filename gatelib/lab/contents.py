@@ -151,8 +151,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def described(value: Any) -> str:
-    """Gates and formulas, by their text; the empty text for anything else."""
+    """Gates, formulas and types such as `Literal`, by their text; else the empty text.
+
+    What `typing` keeps inside an object differs between versions of Python, its text does not.
+    """
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if type(value).__module__ == "typing":
+        return f"{kind} {value!r}"
     if kind == "gatelib.spec.Spec":
         return f"{kind} {value!r}"
     if kind == "gatelib.cell.Cell":

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gatelib import equations, nn
+from gatelib.lab import contents
 from gatelib.lab.fingerprint import fingerprint, short
 from tests.lab.attacked import COUNT, module, of
 
@@ -411,3 +412,12 @@ def test_every_python_and_every_hash_seed_give_the_same():
 
 def test_the_short_hash_is_eight_digits():
     assert short("gates") == short(b"gates") and len(short("")) == 8
+
+
+def test_a_literal_type_is_its_text_and_not_what_a_version_of_python_keeps_in_it():
+    from typing import Literal
+
+    one, same, other = Literal["a", "b"], Literal["a", "b"], Literal["a", "c"]
+    found = [fingerprint(value=each) for each in (one, same, other)]
+    assert found[0] == found[1] != found[2]
+    assert contents.described(one) == "typing._LiteralGenericAlias typing.Literal['a', 'b']"
