@@ -220,6 +220,16 @@ def test_code_that_gives_other_numbers_is_not_adopted(there, monkeypatch):
     assert files() == before
 
 
+def test_other_scores_are_not_adopted_though_no_weights_are_kept(there, monkeypatch):
+    monkeypatch.setenv("GATES_STUDY", "run")
+    chapter()["tiny"](keep=False)
+    before = files()
+    monkeypatch.setenv("GATES_STUDY", "adopt")
+    with pytest.raises(Refused, match="another time, other numbers"):
+        chapter(CHAPTER.replace('"test": measured', '"test": measured / 2'))["tiny"](keep=False)
+    assert files() == before
+
+
 def test_a_damaged_record_is_not_made_over(there, monkeypatch):
     monkeypatch.setenv("GATES_STUDY", "run")
     head, lines = read()

@@ -144,8 +144,12 @@ class Making:
         }
 
     def _shown(self) -> list[Member]:
-        """Each arm's first fresh run, unless it failed: its weights are kept."""
-        first = [self.runs.reported(arm)[0] for arm in self.runs.arms] if self.keep else []
+        """The runs whose weights are kept."""
+        return self._first() if self.keep else []
+
+    def _first(self) -> list[Member]:
+        """Each arm's first fresh run, unless it failed."""
+        first = [self.runs.reported(arm)[0] for arm in self.runs.arms]
         return [member for member in first if "failed" not in self.runs.lines[member]]
 
     def _each(
@@ -172,12 +176,14 @@ class Making:
             raise Refused("\n- ".join(["run: another time, other numbers:", *wrong]))
 
     def restamp(self, record: Record) -> None:
-        """Write a record with today's code, once the shown members have given their lines again.
+        """Write a record with today's code, once each arm's first fresh run gives its line again.
+
+        That is asked whether its weights are kept or not: the first steps alone don't see a score.
 
         Raises:
             Refused: one of them doesn't.
         """
-        made, left = record.head["made"], self._shown()
+        made, left = record.head["made"], self._first()
         exact = replay.same_processor(made, made_by(None))
 
         def done(task: Task, outcome: Outcome) -> None:
