@@ -24,10 +24,15 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
+def lines_of(source: str) -> str:
+    """Return how long a cell's code is."""
+    count = len(source.splitlines())
+    return f"{count} line" + "s" * (count != 1)
+
+
 def of_code(source: str, is_figure: bool) -> str:
     """Return what a cell's code is: imports, the code of a figure, or functions by name."""
-    count = len(source.splitlines())
-    length = f"{count} line" + "s" * (count != 1)
+    length = lines_of(source)
     body = ast.parse(source).body
     named = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     if is_figure:
@@ -44,6 +49,14 @@ def of_output(output: nodes.Element) -> str:
     return f"Table{'s' * (len(captions) > 1)}: {listed(captions)}" if captions else "Output"
 
 
+def of_both(source: str, output: nodes.Element, is_figure: bool) -> str:
+    """Return what a cell is that is hidden whole: what it shows comes before its code."""
+    drawn = (node.astext() for node in output.findall(nodes.raw))
+    tables = any(output.findall(nodes.table)) or any("<table" in text for text in drawn)
+    shown = "Figure" if is_figure else "Table" if tables else "Output"
+    return f"{shown} and its code · {lines_of(source)}"
+
+
 def summary(cell: nodes.Element) -> str:
     """Return what a folded cell says; of a cell with two folds it is the code's."""
     parts = {child.get("nb_element"): child for child in cell.children}
@@ -51,7 +64,10 @@ def summary(cell: nodes.Element) -> str:
     if output is not None and (code is None or cell["hide_mode"] == "output"):
         return of_output(output)
     figure = cell.get("cell_metadata", {}).get("mystnb", {}).get("figure")
-    return of_code(code.astext() if code is not None else "", bool(figure))
+    source = code.astext() if code is not None else ""
+    if output is not None and cell["hide_mode"] == "all":
+        return of_both(source, output, bool(figure))
+    return of_code(source, bool(figure))
 
 
 def name_folds(app: Sphinx, doctree: nodes.document) -> None:

@@ -33,6 +33,28 @@ def test_a_fold_of_code_says_what_is_in_it(source: str, is_figure: bool, said: s
 
 
 @pytest.mark.parametrize(
+    ("html", "is_figure", "said"),
+    [
+        ("<img>", True, "Figure and its code · 2 lines"),
+        ("<table><tr></tr></table>", False, "Table and its code · 2 lines"),
+        ("<pre>3</pre>", False, "Output and its code · 2 lines"),
+    ],
+)
+def test_a_fold_of_a_whole_cell_says_first_what_it_shows(
+    html: str, is_figure: bool, said: str
+) -> None:
+    cell = nodes.container(nb_element="cell_code", hide_mode="all")
+    if is_figure:
+        cell["cell_metadata"] = {"mystnb": {"figure": {"name": "fig"}}}
+    code = nodes.container(nb_element="cell_code_source")
+    code += nodes.literal_block("", "a = 1\nshow(a)")
+    output = nodes.container("", nodes.raw("", html, format="html"))
+    output["nb_element"] = "cell_code_output"
+    cell += [code, output]
+    assert folds.summary(cell) == said
+
+
+@pytest.mark.parametrize(
     ("html", "said"),
     [
         ("<table><caption>LSTM</caption></table>", "Table: LSTM"),
