@@ -54,7 +54,7 @@ def study(
     report: int = 10,
     seconds: float = 600,
     may_fail: Collection[Any] = (),
-    keep: bool = True,
+    keep: bool | Collection[Any] = True,
     **arm_axes: Mapping[Any, Any] | Sequence[Any],
 ) -> Study:
     """Return the record of `run` over a grid, checked; under `make study`, make it first.
@@ -68,8 +68,8 @@ def study(
         choose: seeds 0, 1, … that choose the rate. report: fresh seeds 100, 101, … that report.
         seconds: processor time after which a run is recorded as failed.
         may_fail: arms of which a run may fail without failing the check.
-        keep: keep the trained weights of one run of each arm; False for what can't be measured on
-            a trained model.
+        keep: keep the trained weights of one run of each arm, or of these arms; False for what
+            can't be measured on a trained model.
         arm_axes: {label: value}, or a sequence of values that are their own labels.
 
     Raises:
@@ -119,18 +119,23 @@ class Study(Runs):
         report: int,
         seconds: float,
         may_fail: Collection[Any],
-        keep: bool,
+        keep: bool | Collection[Any],
         folder: Path | str = "studies",
     ) -> None:
         _chapter(name)
         super().__init__(name, axes, choose=choose, report=report)
-        if unknown := [arm for arm in may_fail if arm not in self.arms]:
-            raise ValueError(f"may_fail: expected some of the arms {self.arms}, got {unknown}")
-        self.seconds, self.may_fail, self.keep = seconds, list(may_fail), keep
+        self.seconds, self.may_fail = seconds, self._some("may_fail", may_fail)
+        whole = self.arms if keep else []
+        self.keep = list(whole) if isinstance(keep, bool) else self._some("keep", keep)
         self.store = Store(name, Path(folder))
         self.payload = packed(run, self)
         self.functions, self.values = fingerprint(run=run), self._arms()
         self._read()
+
+    def _some(self, argument: str, arms: Collection[Any]) -> list[Any]:
+        if unknown := [arm for arm in arms if arm not in self.arms]:
+            raise ValueError(f"{argument}: expected some of the arms {self.arms}, got {unknown}")
+        return list(arms)
 
     def _arms(self) -> dict[str, dict[str, str]]:
         """A hash of each label's value: a new arm leaves the runs of the others valid."""
@@ -256,8 +261,8 @@ class Study(Runs):
             yield from replay.anew(self.payload, ran, members, exact)
 
     def _shown(self) -> list[Member]:
-        """The runs whose weights are kept: each arm's first fresh one, unless it failed."""
-        first = [self.reported(arm)[0] for arm in self.arms]
+        """The runs whose weights are kept: an arm's first fresh one, unless it failed."""
+        first = [self.reported(arm)[0] for arm in self.keep]
         return [member for member in first if "failed" not in self.lines[member]]
 
     def _drawn(self, members: list[Member], when: str) -> list[Member]:

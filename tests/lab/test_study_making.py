@@ -220,6 +220,19 @@ def test_code_that_gives_other_numbers_is_not_adopted(there, monkeypatch):
     assert files() == before
 
 
+def test_weights_of_some_arms_are_kept(there, monkeypatch):
+    monkeypatch.setenv("GATES_STUDY", "run")
+    Path(f"studies/{NAME}.jsonl").unlink()
+    found = chapter()["tiny"](keep=["relu"])
+    assert not found.model("relu").training
+    with pytest.raises(ValueError, match="arm: expected one whose weights are kept, got 'tanh'"):
+        found.model("tanh")
+    monkeypatch.delenv("GATES_STUDY")
+    assert "no weights are kept of it" in failing()
+    with pytest.raises(ValueError, match="keep: expected some of the arms"):
+        chapter()["tiny"](keep=["elu"])
+
+
 def test_other_scores_are_not_adopted_though_no_weights_are_kept(there, monkeypatch):
     monkeypatch.setenv("GATES_STUDY", "run")
     chapter()["tiny"](keep=False)

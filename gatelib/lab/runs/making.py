@@ -28,7 +28,7 @@ class Making:
     """What is needed to make a record.
 
     runs: the grid, into which lines are put. code: its fingerprint, {"code": …, "arms": …}.
-    excused: may a run of this arm fail? Then it isn't tried again. keep: are weights kept?
+    excused: may a run of this arm fail? Then it isn't tried again. keep: arms that keep weights.
     """
 
     runs: Runs
@@ -37,7 +37,7 @@ class Making:
     store: Store
     seconds: float
     excused: Callable[[Member], bool]
-    keep: bool
+    keep: list[Any]
 
     def make(self, workers: int | None = None, dask: str | None = None) -> None:
         """Run what is missing, failed or changed, and write the record.
@@ -145,11 +145,11 @@ class Making:
 
     def _shown(self) -> list[Member]:
         """The runs whose weights are kept."""
-        return self._first() if self.keep else []
+        return self._first(self.keep)
 
-    def _first(self) -> list[Member]:
-        """Each arm's first fresh run, unless it failed."""
-        first = [self.runs.reported(arm)[0] for arm in self.runs.arms]
+    def _first(self, arms: list[Any]) -> list[Member]:
+        """The first fresh run of these arms, unless it failed."""
+        first = [self.runs.reported(arm)[0] for arm in arms]
         return [member for member in first if "failed" not in self.runs.lines[member]]
 
     def _each(
@@ -183,7 +183,7 @@ class Making:
         Raises:
             Refused: one of them doesn't.
         """
-        made, left = record.head["made"], self._first()
+        made, left = record.head["made"], self._first(self.runs.arms)
         exact = replay.same_processor(made, made_by(None))
 
         def done(task: Task, outcome: Outcome) -> None:
