@@ -1,6 +1,6 @@
-"""A tiny study that has been made, a copy of it to damage, and a folder to make others in.
+"""The book's style for tests that draw; a tiny study, a copy to damage, a folder to make others in.
 
-Imports tests.lab.tiny_study.
+Imports matplotlib, gatelib.lab.figures, tests.lab.tiny_study.
 Must not make a record for each test: one is made, and copied.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 import shutil
 import sys
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
+from gatelib.lab import figures
 from tests.lab.tiny_study import chapter, library
 
 
@@ -52,3 +55,12 @@ def making(main, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKERS", "1")
     library()
     return tmp_path
+
+
+@pytest.fixture
+def style():
+    """The book's figures, and matplotlib as it was when the test is over."""
+    with mpl.rc_context():
+        figures.use()
+        yield
+        plt.close("all")

@@ -16,6 +16,7 @@ from gatelib.lab.style import COLOURS, GATE_COLOURS, GREY, INK, OPEN, SIGNED
 from gatelib.lab.training import Seeds
 
 mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("style")
 PROGRAM = """
 import hashlib, numpy as np, matplotlib; matplotlib.use("Agg")
 from gatelib.lab import figures
@@ -27,14 +28,6 @@ for ax in (one, two):
     for kind in ("exact", "measured"):
         print(hashlib.sha256(figures.to_bytes(ax.figure, kind)).hexdigest())
 """
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context():
-        figures.use()
-        yield
-        plt.close("all")
 
 
 def linear(colour):

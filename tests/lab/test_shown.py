@@ -1,7 +1,6 @@
 """Every seed is seen, nothing is shown that isn't there, and the same runs are the same picture."""
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -12,6 +11,7 @@ from gatelib.lab.style import INK
 from gatelib.lab.verdict import Runs
 
 mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("style")
 
 LENGTHS = (20, 80)
 TEST = {
@@ -20,14 +20,6 @@ TEST = {
     ("LSTM", 20): [1.0] * 10,
     ("LSTM", 80): [0.9, 0.95, 1.0, 0.7, 0.8, 0.99, 1.0, 1.0, 1.0, 0.6],
 }
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context():
-        figures.use()
-        yield
-        plt.close("all")
 
 
 def made(test=TEST, failed=()):
