@@ -4,9 +4,11 @@ Imports its own modules. They read the files of data packages without importing 
 Must not import torch, SymPy or any other floor of gatelib.
 
 One module per source: ``mnist``, ``digits``, ``reviews``, ``segmentation``, ``translation`` and
-``names`` are real, ``diagnostics`` is made up on the spot.
+``names`` are real, ``detection`` and ``video`` place real digits on photographs and in films,
+``diagnostics`` is made up on the spot.
 Every loader returns a ``Dataset`` of two ``Split``s, ``train`` and ``test``;
-``with_validation`` sets a third apart from ``train``, on which to choose.
+``with_validation`` sets a third apart from ``train``, on which to choose. ``detection`` and
+``video`` return all three, since several of their examples may show one digit.
 Text comes as text; ``words``, ``Vocabulary`` and ``pad`` make numbers of it.
 """
 

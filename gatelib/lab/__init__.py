@@ -16,7 +16,7 @@ try:
     )
     from gatelib.lab.passport import Passport, passport
     from gatelib.lab.record import Recording, record
-    from gatelib.lab.scores import word_f1
+    from gatelib.lab.scores import average_precision, word_f1
     from gatelib.lab.source import Source, show
     from gatelib.lab.study import StaleRecord, Study, recorded, study
     from gatelib.lab.tables import table
@@ -53,6 +53,7 @@ __all__ = [
     "Sweep",
     "accuracy",
     "agreement",
+    "average_precision",
     "best_lr",
     "called",
     "figures",
