@@ -13,6 +13,9 @@ from .depth import StochasticDepth as StochasticDepth
 from .gate import FeatureGate as FeatureGate
 from .gate import Gate as Gate
 from .gate import interpolate as interpolate
+from .gmlp import AMLPBlock as AMLPBlock
+from .gmlp import GMLPBlock as GMLPBlock
+from .gmlp import SpatialGatingUnit as SpatialGatingUnit
 from .gru import GRU as GRU
 from .gru import GRUCell as GRUCell
 from .highway import GTrXLGate as GTrXLGate

@@ -319,7 +319,7 @@ def test_the_page_lists_every_function_that_a_gate_may_use():
 def test_importing_the_layers_loads_no_torch():
     code = "import sys, gatelib.nn; print({'torch', 'sympy'} & {*sys.modules}, *gatelib.nn.__all__)"
     shown = python(code).stdout
-    assert shown.startswith("set() AdditiveAttention Decoder")
+    assert shown.startswith("set() ") and " AdditiveAttention " in shown
 
 
 MISSING = {

@@ -66,6 +66,7 @@ def translator() -> nn.Module:
 LAYERS = {"LSTM": gates.LSTM, "GRU": gates.GRU, "RNN": gates.RNN}
 CELLS = {"lstm": LSTM, "peephole": PEEPHOLE, "cifg": CIFG, "layernorm": LAYERNORM}
 DEEP = {"num_layers": 2, "bidirectional": True}
+GIVEN = {"lengths": torch.tensor(LENGTHS)}
 
 
 def _drop_ins() -> list[Case]:
@@ -85,9 +86,8 @@ def _recurrent() -> list[Case]:
         for impl in ("fused", "reference"):
             cases.append(Case(f"{name} {impl}", recurrent(spec, impl=impl)))
     deep = recurrent(PEEPHOLE, impl="fused", **DEEP)
-    given = {"lengths": torch.tensor(LENGTHS)}
     cases.append(Case("two layers, both directions", deep))
-    cases.append(Case("lengths on the CPU", deep, options=given))
+    cases.append(Case("lengths on the CPU", deep, options=GIVEN))
     cases.append(Case("of two stages", recurrent(MGU)))
     return cases
 
@@ -99,6 +99,9 @@ CASES = [
     Case("Highway reference", lambda: gates.Highway(4, 3, impl="reference")),
     Case("RecurrentHighway", lambda: gates.RecurrentHighway(4, 6, 2)),
     Case("GTrXLGate", lambda: gates.GTrXLGate(4), "pair"),
+    Case("SpatialGatingUnit", lambda: gates.SpatialGatingUnit(4, 6, causal=True)),
+    Case("GMLPBlock", lambda: gates.GMLPBlock(4, 12, 6, gate="additive", split=False)),
+    Case("AMLPBlock", lambda: gates.AMLPBlock(4, 12, 6, causal=True, attention=3), options=GIVEN),
     Case("Gate", lambda: gates.Gate(4, 6)),
     Case("FeatureGate", lambda: gates.FeatureGate(4)),
     Case("Jordan", lambda: gates.Jordan(4, 6, 3)),
