@@ -6,6 +6,9 @@ from . import convert as convert
 from . import init as init
 from .attention import AdditiveAttention as AdditiveAttention
 from .attention import DotAttention as DotAttention
+from .conv_rnn import ConvGRU2d as ConvGRU2d
+from .conv_rnn import ConvLSTM2d as ConvLSTM2d
+from .conv_rnn import ConvRNN2d as ConvRNN2d
 from .depth import Deep as Deep
 from .depth import Dense as Dense
 from .depth import Residual as Residual

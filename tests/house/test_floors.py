@@ -30,6 +30,7 @@ PATTERNS = ("gatelib/**/*.py", "tests/families/*.py", f"{API}*.md", STUB)
 
 NO_LAYERS = {
     "Attention": "what both attentions and the fixed context share",
+    "ConvRecurrent": "what the recurrent layers of convolutions share",
     "DropIn": "what the drop-ins share",
     "DropInCell": "what the drop-ins of one step share",
     "DropInLayer": "what the drop-ins of whole layers share",
