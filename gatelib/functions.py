@@ -25,6 +25,7 @@ Of each element alone:
 - `gelu(x)`: x normal_cdf(x), exactly
 - `hardsigmoid(x)`: x/6 + 1/2, clipped to 0 … 1
 - `maximum(a, b)`: the larger of two
+- `minimum(a, b)`: the smaller of two; at a tie the slope is a's, as of torch.clamp at its limit
 
 Across the features, the last axis:
 
@@ -175,6 +176,13 @@ maximum: Any = _elementwise(
     sp.Max,
     arguments=2,
 )
+minimum: Any = _elementwise(
+    "minimum",
+    r"\min",
+    lambda y, a, b: (1 - step(a - b), step(a - b)),
+    sp.Min,
+    arguments=2,
+)
 
 mean: Any = _over_features("mean", _roman("mean"), lambda y, x, bar: mean(bar))
 total: Any = _over_features("total", _roman("sum"), lambda y, x, bar: total(bar))
@@ -206,7 +214,7 @@ def exact(expression: Expr) -> Expr:
 
 
 def house(expression: Expr, kept: Mapping[Expr, Expr] | None = None) -> Expr:
-    """The way back from `exact`: SymPy's exp, log and Max as ours, `kept` symbols as they were.
+    """The way back from `exact`: SymPy's exp, log, Max and Min as ours; `kept` symbols stay.
 
     Raises ValueError for what no function here computes, such as a step's Piecewise.
     """
@@ -218,6 +226,8 @@ def house(expression: Expr, kept: Mapping[Expr, Expr] | None = None) -> Expr:
     if isinstance(expression, sp.Max) and len(arguments) == 2:
         rest = [argument for argument in arguments if argument != 0]
         return relu(*rest) if len(rest) == 1 else maximum(*arguments)
+    if isinstance(expression, sp.Min) and len(arguments) == 2:
+        return minimum(*arguments)
     makers = {sp.exp: exp, sp.log: log, sp.Add: sp.Add, sp.Mul: sp.Mul, sp.Pow: sp.Pow}
     make = makers.get(expression.func)
     if make is None or (make is sp.Pow and not arguments[1].is_Number):

@@ -40,6 +40,7 @@ DEEPEST = 90
 """Brackets and functions within each other; Python reads 200, and derivatives nest deeper."""
 
 OTHER_NAMES = {"max": "maximum", "sum": "total", "logistic": "sigmoid", "ln": "log", "avg": "mean"}
+OTHER_NAMES |= {"min": "minimum", "clamp": "minimum", "clip": "minimum"}
 OTHER_NAMES |= {"swish": "silu", "heaviside": "step", "layernorm": "normalize", "norm": "normalize"}
 
 

@@ -39,6 +39,7 @@ NUMPY: Forms = {
     "normal_pdf": "np.exp(-0.5 * np.square({0})) / np.sqrt(2 * np.pi)",
     "hardsigmoid": "np.clip({0} / 6 + 0.5, 0.0, 1.0)",
     "maximum": "np.maximum({0}, {1})",
+    "minimum": "np.minimum({0}, {1})",
     "mean": "np.mean({0}, axis=-1, keepdims=True)",
     "total": "np.sum({0}, axis=-1, keepdims=True)",
     "softmax": "special.softmax({0}, axis=-1)",
@@ -65,6 +66,7 @@ TORCH: Forms = {
     # F.hardsigmoid holds 1/6 in float32: its float64 gradient is wrong in the eighth digit.
     "hardsigmoid": "torch.clamp({0} / 6 + 0.5, 0.0, 1.0)",
     "maximum": "torch.maximum({0}, {1})",
+    "minimum": "torch.minimum({0}, {1})",
     "mean": "torch.mean({0}, -1, keepdim=True)",
     "total": "torch.sum({0}, -1, keepdim=True)",
     "softmax": "torch.softmax({0}, -1)",
@@ -85,8 +87,9 @@ class TorchPrinter(CodePrinter):
             value = evaluated(rebuild(e, self.constants))
             return Piece(repr(value), UNARY if value < 0 else ATOM)
         other = next(argument for argument in e.args if argument not in numbers)
-        least = evaluated(rebuild(numbers[0], self.constants))
-        return Piece(f"torch.clamp({self(other)}, min={least!r})", ATOM)
+        bound = evaluated(rebuild(numbers[0], self.constants))
+        side = "max" if e.func.__name__ == "minimum" else "min"
+        return Piece(f"torch.clamp({self(other)}, {side}={bound!r})", ATOM)
 
 
 def body(gate: Gate, printer: CodePrinter, pad: str = "    ", form: str = "{0} = {1}") -> str:

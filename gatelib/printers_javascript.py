@@ -30,6 +30,7 @@ FORMS: Forms = {
     "normal_pdf": "Math.exp(-0.5 * {0} ** 2) / Math.sqrt(2 * Math.PI)",
     "hardsigmoid": "Math.min(1, Math.max(0, {0} / 6 + 0.5))",
     "maximum": "Math.max({0}, {1})",
+    "minimum": "Math.min({0}, {1})",
 }
 
 KEYWORDS = frozenset(

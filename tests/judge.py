@@ -155,6 +155,10 @@ def _greater(a: Measured, b: Measured) -> Measured:
     return Measured(np.maximum(a.value, b.value), np.maximum(a.error, b.error))
 
 
+def _smaller(a: Measured, b: Measured) -> Measured:
+    return Measured(np.minimum(a.value, b.value), np.maximum(a.error, b.error))
+
+
 def _over(x: Measured, reduce: Callable[..., Any]) -> Measured:
     x = Measured(np.atleast_1d(x.value), np.atleast_1d(x.error))  # a number is as wide as may be
     error = reduce(x.error + np.zeros_like(x.value), axis=-1, keepdims=True)
@@ -202,6 +206,7 @@ JUDGES: dict[str, Callable[..., Measured]] = {
     "gelu": _gelu,
     "hardsigmoid": _clipped,
     "maximum": _greater,
+    "minimum": _smaller,
     "mean": _mean,
     "total": _total,
     "softmax": _softmax,
@@ -241,6 +246,7 @@ def in_torch() -> dict[str, Callable[..., Any]]:
         "gelu": lambda x: x * _cdf_in_torch(torch, x),
         "hardsigmoid": lambda x: torch.clamp(x / 6 + 0.5, 0.0, 1.0),
         "maximum": torch.maximum,
+        "minimum": torch.minimum,
         "mean": lambda x: x.mean(-1, keepdim=True),
         "total": lambda x: x.sum(-1, keepdim=True),
         "softmax": lambda x: torch.softmax(x, -1),

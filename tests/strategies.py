@@ -26,10 +26,11 @@ from tests.judge import JUDGES, Measured, real
 EPSILON = float(np.finfo(np.float64).eps)
 ELEMENTWISE = (
     "step sigmoid tanh identity relu exp log sqrt softplus silu normal_pdf normal_cdf gelu "
-    "hardsigmoid maximum"
+    "hardsigmoid maximum minimum"
 ).split()
 OVER_FEATURES = "mean total softmax normalize rstd".split()
-SMOOTH = [f for f in ELEMENTWISE if f not in {"step", "relu", "hardsigmoid", "maximum"}]
+OF_TWO = ("maximum", "minimum")
+SMOOTH = [f for f in ELEMENTWISE if f not in {"step", "relu", "hardsigmoid", *OF_TWO}]
 """Functions without a kink, for tests of derivatives."""
 
 NAMES = "x y z a b c r s t h q beta omega".split()
@@ -204,10 +205,10 @@ def atoms(draw: Any, names: tuple[str, ...], functions: tuple[str, ...], depth: 
     if kind == "(" or not functions:
         return f"({draw(inner)})"
     function = draw(st.sampled_from(functions))
-    if function == "maximum":
+    if function in OF_TWO:
         other = draw(st.one_of(inner, st.sampled_from(NUMBERS)))
         pair = draw(st.permutations([draw(inner), other]))
-        return f"maximum({pair[0]}, {pair[1]})"
+        return f"{function}({pair[0]}, {pair[1]})"
     return f"{function}({draw(inner)})"
 
 

@@ -26,6 +26,7 @@ FUNCTION_LABELS = {
     "sigmoid": "σ",
     "sqrt": "√",
     "maximum": "max",
+    "minimum": "min",
     "silu": "SiLU",
     "gelu": "GELU",
     "relu": "ReLU",

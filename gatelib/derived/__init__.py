@@ -7,7 +7,7 @@ Must not import gatelib.reference, gatelib.nn or torch: all are compared with it
     derived.gradients(run, {"x": x, "W": W, …}, {"y": dy})  # y, final_h, …, d_x, d_W, …
 """
 
-from gatelib.derived import attention, depth, gmlp, highway, rnn, stacks, training
+from gatelib.derived import attention, depth, glu, gmlp, highway, rnn, stacks, training
 from gatelib.derived.tape import Tape, Value, gate, gradients, join, linear, split, stack, swap
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "attention",
     "depth",
     "gate",
+    "glu",
     "gmlp",
     "gradients",
     "highway",

@@ -39,6 +39,7 @@ OUT_CALLS = {
     "sqrt": "torch.sqrt({0}, out={out})",
     "relu": "torch.clamp_min({0}, 0.0, out={out})",
     "maximum": "torch.maximum({0}, {1}, out={out})",
+    "minimum": "torch.minimum({0}, {1}, out={out})",
     "mean": "torch.mean({0}, -1, keepdim=True, out={out})",
     "total": "torch.sum({0}, -1, keepdim=True, out={out})",
     "lerp": "torch.lerp({0}, {1}, {2}, out={out})",

@@ -86,6 +86,9 @@ PRELUDE = {
     "maximum": """
         return tl.where((x > y) | (x != x), x, y)
     """,
+    "minimum": """
+        return tl.where((x < y) | (x != x), x, y)
+    """,
     # x**exponent where no few products give it: NaN for x < 0, as in NumPy. In float64, since an
     # error of the logarithm is multiplied by the exponent.
     "power_": """
@@ -98,6 +101,7 @@ PRELUDE = {
 }
 ARGUMENTS = {
     "maximum": "x, y",
+    "minimum": "x, y",
     "power_": "x, exponent: tl.constexpr",
     "whole_power_": "x, exponent: tl.constexpr, sign: tl.constexpr",
 }
@@ -107,6 +111,7 @@ FORMS = {name: f"{name}({{0}})" for name in PRELUDE} | {
     "sigmoid": "tl.sigmoid({0})",
     "sqrt": "tl.sqrt({0})",
     "maximum": "maximum({0}, {1})",
+    "minimum": "minimum({0}, {1})",
     "identity": "{0}",
 }
 RESERVED = ("tl",)

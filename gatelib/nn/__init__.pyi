@@ -16,6 +16,8 @@ from .depth import StochasticDepth as StochasticDepth
 from .gate import FeatureGate as FeatureGate
 from .gate import Gate as Gate
 from .gate import interpolate as interpolate
+from .glu import GLU as GLU
+from .glu import GatedMLP as GatedMLP
 from .gmlp import AMLPBlock as AMLPBlock
 from .gmlp import GMLPBlock as GMLPBlock
 from .gmlp import SpatialGatingUnit as SpatialGatingUnit

@@ -1,0 +1,267 @@
+"""The GLU family as torch layers: GLU, for what is packed already, and the gated MLP.
+Imports torch, gatelib.equations.glu, gatelib.spec, and of gatelib.nn check and impl.
+Must not import gatelib.reference, gatelib.lab or gatelib.data.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatelib.equations.glu import GATED, KINDS
+from gatelib.equations.glu import GLU as SIGMOID_GLU
+from gatelib.nn.check import (
+    LOW_PRECISION,
+    DtypeError,
+    ShapeError,
+    check_choice,
+    check_dim,
+    check_dtype,
+    check_features,
+    check_flags,
+    check_sizes,
+    check_tensor,
+)
+from gatelib.nn.impl import Impl, check_impl, traced
+from gatelib.spec import Spec
+
+__all__ = ["GLU", "GatedMLP", "Gating", "gating"]
+
+
+@dataclass(frozen=True)
+class Gating:
+    """A Spec of the family, ready for tensors: `a v -> y` with a gate, `a -> y` without."""
+
+    spec: Spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is made from its Spec again."""
+        return Gating, (self.spec,)
+
+    @functools.cached_property
+    def parts(self) -> int:
+        """How many preactivations it reads: 2 with a gate, 1 without."""
+        return len(self.spec.inputs)
+
+    @functools.cached_property
+    def in_torch(self) -> Callable[..., Tensor]:
+        """The Spec as a torch function."""
+        return self.spec.compile("torch")
+
+    def __call__(self, *parts: Tensor) -> Tensor:
+        """y of `a` and, with a gate, `v`, in their type; low precision is widened between."""
+        dtype = parts[0].dtype
+        if dtype in LOW_PRECISION:
+            return self.in_torch(*(part.float() for part in parts)).to(dtype)
+        return self.in_torch(*parts)
+
+
+def gating(kind: str | Spec, gated: bool = False) -> Gating:
+    """A kind by its name in `gatelib.equations.glu`, or a Spec of one's own, ready for tensors.
+
+    `gated` says that it must have a gate. Raises ValueError for an unknown kind, and for a Spec
+    whose inputs are not `a v`, or `a`, whose output isn't `y`, or that looks across the features.
+    """
+    if not isinstance(kind, Spec):
+        check_choice("kind", kind, GATED if gated else KINDS)
+    spec = KINDS[kind] if isinstance(kind, str) else kind
+    inputs, outputs = ([str(v) for v in side] for side in (spec.inputs, spec.outputs))
+    expected = (["a", "v"],) if gated else (["a", "v"], ["a"])
+    if inputs not in expected or outputs != ["y"] or not spec.is_elementwise:
+        signatures = " or ".join(f"{' '.join(names)} -> y" for names in expected)
+        raise ValueError(f"kind: expected an elementwise Spec {signatures}, got {spec.name}")
+    made = Gating(spec)
+    _ = made.parts, made.in_torch  # now, since torch.compile can't trace what makes them
+    return made
+
+
+class GLU(nn.Module):
+    """Halves its input along one axis, and gates one half by the other: `torch.nn.GLU` and kin.
+
+    With its defaults it is `torch.nn.functional.glu`, to the letter: value first, gate second,
+    y = value * sigmoid(gate).
+
+    Args:
+        dim: the axis that holds both halves. Of (B, 2C, T), as convolutions have it, that is 1.
+        kind: "glu", "gtu", "bilinear", "reglu", "geglu", "geglu_tanh", "swiglu",
+            "relu_squared_glu", "gpt_oss", "deepseek_v4", "softcapped" or "situ", as
+            `gatelib.equations.glu` has them; or a Spec `a v -> y` of your own.
+        gate: which half is the gate's preactivation, "first" or "second". Libraries differ, and no
+            shape tells: see `gatelib.nn.convert.glu_layout`.
+        impl: "reference" is the Spec's formula under autograd. "auto" is torch's own operator where
+            it has one.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `kind`, `gate` or `impl` is unknown, or the Spec is no gate.
+
+    Source: Dauphin et al. 2016, arXiv:1612.08083, eq. 1; Shazeer 2020, arXiv:2002.05202.
+    """
+
+    def __init__(
+        self,
+        dim: int = -1,
+        kind: str | Spec = "glu",
+        gate: Literal["first", "second"] = "second",
+        *,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        check_dim(dim)
+        check_choice("gate", gate, ("first", "second"))
+        check_impl(impl)
+        self.dim, self.gate, self.impl = dim, gate, impl
+        self.gating = gating(kind, gated=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate (..., 2N, ...) to (..., N, ...).
+
+        Raises:
+            TypeError: the input is no tensor, or not of floating-point numbers.
+            ValueError: it has no such axis, or an odd size along it.
+        """
+        node = traced(self, input)
+        if node is not None:
+            return node  # type: ignore[return-value]
+        self._check(input)
+        if self.impl == "auto" and self.gate == "second" and self.gating.spec == SIGMOID_GLU:
+            return F.glu(input, self.dim)
+        first, second = input.chunk(2, self.dim)
+        return self.gating(*((first, second) if self.gate == "first" else (second, first)))
+
+    def _check(self, input: object) -> None:
+        value = check_tensor("input", input)
+        if not value.is_floating_point():
+            raise DtypeError(f"input: expected a floating-point tensor, got {value.dtype}")
+        if not -value.dim() <= self.dim < value.dim():
+            shape = tuple(value.shape)
+            raise ShapeError(f"input: expected a shape with an axis {self.dim} (dim), got {shape}")
+        if value.size(self.dim) % 2:
+            raise ShapeError(
+                f"input: expected an even size along axis {self.dim} (dim), for a gate and a value "
+                f"alike, got {value.size(self.dim)} in shape {tuple(value.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        kind = f"kind={self.gating.spec.name!r}"
+        return f"dim={self.dim}, {kind}, gate={self.gate!r}, impl={self.impl!r}"
+
+
+class GatedMLP(nn.Module):
+    """Two linear maps with a gate between them; without one, the plain MLP of the same class.
+
+        a, v = W_in x + b_in        (gated: two blocks of rows, the gate's first)
+        y = W_out f(a, v) + b_out
+
+    Parameters, with G = 2 blocks of rows (1 for a kind without a gate): `weight_in`
+    (G*hidden, features), `weight_out` (out_features, hidden); `bias_in` (G*hidden) and `bias_out`
+    (out_features), None where `bias` is False. `gatelib.nn.convert` reads and writes the names and
+    the layouts of other libraries.
+
+    Args:
+        features: D, of the input.
+        hidden: H, how many gated values; None for as many as give the number of weights of a plain
+            MLP of 4*D units: 2/3 of 4*D with a gate, where `out_features` is D.
+        out_features: of the output; None for D.
+        kind: one of `torch.nn.GLU`'s kin (see `GLU`), or without a gate "relu", "gelu",
+            "gelu_tanh", "silu" or "relu_squared"; or a Spec `a v -> y` or `a -> y`.
+        bias: whether both maps have a bias. Shazeer's and Llama's have none.
+        multiple_of: `hidden`, given or found, is rounded up to a multiple of this: 256 in Llama's
+            first sizes, 8 in DINOv2. Both cut 2/3 of 4*D to an integer first, as is done here.
+        impl: "reference" is the Spec's formula under autograd; "auto" the same for now.
+        device: where the parameters live.
+        dtype: their floating-point type.
+
+    Where parameters or autocast are of lower precision the gate is computed in float32 and rounded
+    once. Second derivatives work.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or the Spec is none of this form.
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int | None = None,
+        out_features: int | None = None,
+        kind: str | Spec = "swiglu",
+        bias: bool = False,
+        multiple_of: int = 1,
+        *,
+        impl: Impl = "auto",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        out = features if out_features is None else out_features
+        check_sizes(features=features, out_features=out, multiple_of=multiple_of)
+        check_flags(bias=bias)
+        check_dtype(dtype)
+        check_impl(impl)
+        self.gating, self.impl = gating(kind), impl
+        blocks = self.gating.parts
+        size = _equal_width(features, out, blocks) if hidden is None else hidden
+        check_sizes(hidden=size)
+        size = -(-size // multiple_of) * multiple_of
+        self.features, self.hidden, self.out_features = features, size, out
+        empty = functools.partial(torch.empty, device=device, dtype=dtype)
+        self.weight_in = nn.Parameter(empty(blocks * size, features))
+        self.weight_out = nn.Parameter(empty(out, size))
+        self.bias_in = nn.Parameter(empty(blocks * size)) if bias else None
+        self.bias_out = nn.Parameter(empty(out)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each map as a `torch.nn.Linear`: from U(-1/sqrt(N), 1/sqrt(N)), N its inputs."""
+        for weight, bias in ((self.weight_in, self.bias_in), (self.weight_out, self.bias_out)):
+            bound = 1 / math.sqrt(weight.shape[1])
+            for parameter in (weight, bias):
+                if parameter is not None:
+                    nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., features) to (..., out_features).
+
+        Raises:
+            TypeError: the input is no tensor or of another dtype than the parameters.
+            ValueError: its features or device don't fit.
+        """
+        node = traced(self, input)
+        if node is not None:
+            return node  # type: ignore[return-value]
+        return F.linear(self.gating(*self._parts(input)), self.weight_out, self.bias_out)
+
+    def _parts(self, input: Tensor) -> tuple[Tensor, ...]:
+        check_features("input", input, self.features, self.weight_in)
+        packed = F.linear(input, self.weight_in, self.bias_in)
+        return packed.chunk(self.gating.parts, -1)
+
+    def values(self, input: Tensor) -> dict[str, Tensor]:
+        """What stands between both maps, (..., hidden) each: to look at, differentiable.
+
+        Returns:
+            `a`, with a gate `v`, and each value of the Spec by its name: `g` is the gate, `y` what
+            the second map reads.
+        """
+        named = dict(zip(map(str, self.gating.spec.inputs), self._parts(input), strict=True))
+        return named | self.gating.spec.exposed.evaluate(named, "torch")
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        sizes = f"{self.features}, hidden={self.hidden}, out_features={self.out_features}"
+        more = f"bias={self.bias_in is not None}, impl={self.impl!r}"
+        return f"{sizes}, kind={self.gating.spec.name!r}, {more}"
+
+
+def _equal_width(features: int, out: int, blocks: int) -> int:
+    """H, rounded down, at which (blocks*D + out) H weights are the (D + out) 4D of a plain MLP."""
+    return max(1, 4 * features * (features + out) // (blocks * features + out))
