@@ -27,6 +27,7 @@ from gatelib.equations import lstm as lstm_cells
 from gatelib.nn.attention import AdditiveAttention, DotAttention
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
+from gatelib.nn.gmlp import SpatialGatingUnit
 from gatelib.nn.gru import GRU
 from gatelib.nn.highway import GTrXLGate, Highway, RecurrentHighway
 from gatelib.nn.recurrent import Recurrent
@@ -38,10 +39,12 @@ __all__ = ["WITHOUT_GATES", "Reader", "Role", "reader_of"]
 Gates = dict[str, Tensor]
 
 WITHOUT_GATES = {
+    "AMLPBlock": "its unit is recorded where it stands",
     "Decoder": "its layer and its attention are recorded where they stand",
     "Deep": "its layers are recorded where they stand",
     "Dense": "appends, and multiplies nothing",
     "Encoder": "its layer and its gate are recorded where they stand",
+    "GMLPBlock": "its unit is recorded where it stands",
     "Seq2Seq": "encoder and decoder are recorded where they stand",
     "Stack": "its layers are recorded where they stand",
     "StochasticDepth": "its gates are drawn inside its forward",
@@ -304,6 +307,12 @@ def _read_gtrxl(module: GTrXLGate, arguments: list[Any], result: Any) -> dict[st
     return {"": dict(zip("rzh", module.gates(*arguments), strict=True))}
 
 
+def _read_spatial(module: SpatialGatingUnit, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The gate of each position and feature; the mixture itself where nothing is multiplied."""
+    values = module.values(*arguments)
+    return {"": {"g": _inside(values.get("g", values["s"]), arguments[1], True)}}
+
+
 def _read_recurrent_highway(
     module: RecurrentHighway, arguments: list[Any], result: Any
 ) -> dict[str, Gates]:
@@ -359,6 +368,7 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
     ((Jordan,), Reader(_read_jordan, lambda module: Role(("h", "y", "s")))),
     ((Highway,), Reader(_read_highway, lambda module: Role(("y",)))),
     ((GTrXLGate,), Reader(_read_gtrxl)),
+    ((SpatialGatingUnit,), Reader(_read_spatial, lambda module: Role(("g",)))),
     ((RecurrentHighway,), Reader(_read_recurrent_highway, _recurrent_highway_role)),
     ((AdditiveAttention, DotAttention, FixedContext), Reader(_read_attention)),
     ((Residual,), Reader(_read_alpha, lambda module: Role(("alpha",)))),

@@ -156,21 +156,43 @@ class SpatialGatingUnit(nn.Module):
         node = traced(self, input, lengths, context)
         if node is not None:
             return node  # type: ignore[return-value]
+        given, live = self._given(input, lengths, context)
+        s: Tensor = COMPILED[self.spec](*(given[name] for name in self.names))
+        return _blank(s.flatten(2).to(input.dtype), live)
+
+    def values(
+        self, input: Tensor, lengths: Tensor | None = None, context: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What the unit does, to look at, differentiable.
+
+        Returns:
+            `u`, `m` (W times the norm of v), `g` (the gate) and `s`, as the Spec names them; each
+            (B, T, F), and 0 past the lengths.
+        """
+        given, live = self._given(input, lengths, context)
+        found = given | self.spec.exposed.evaluate(given, "torch")
+        found = {name: value for name, value in found.items() if name not in ("b", "c")}
+        return {name: _blank(value.flatten(2), live) for name, value in found.items()}
+
+    def _given(
+        self, input: Tensor, lengths: Tensor | None, context: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What the Spec reads, by name, (B, T, H, F/H) in float32 at least; live positions."""
         _check_sequence(input, self.features, self.length, _like(self, input))
         self._check_context(input, context)
         live = live_positions(lengths, input)
-        return self.gated(_blank(input, live), live, context)
-
-    def gated(self, z: Tensor, live: Tensor | None, context: Tensor | None) -> Tensor:
-        """As forward, on checked arguments; `live` (B, 1, T), and z is 0 where it is false."""
+        z = _blank(input, live)
         u, v = z.chunk(2, -1) if self.split else (z, z)
         given = {"u": u}
         if self.norm is not None:
             given["m"] = self.mixture(_blank(self.norm(v), live))
         if context is not None:
-            given["c"] = context
-        s = self._combined(given, u.dtype)
-        return _blank(s, live)
+            given["c"] = _blank(context, live)
+        shape = *u.shape[:2], self.heads, self.out_features // self.heads
+        given = {name: _wide(value).reshape(shape) for name, value in given.items()}
+        if self.bias is not None:
+            given["b"] = _wide(self.bias[:, : input.size(1)]).t().unsqueeze(-1)
+        return given, live
 
     def mixture(self, n: Tensor) -> Tensor:
         """W n over the positions: (B, T, F) to (B, T, F), one matrix product for each head."""
@@ -184,16 +206,6 @@ class SpatialGatingUnit(nn.Module):
         mixed = torch.bmm(rows.flatten(1, 2), weight.transpose(1, 2))
         by_head = mixed.reshape(self.heads, batch, share, steps).permute(1, 3, 0, 2)
         return by_head.reshape(n.shape)
-
-    def _combined(self, given: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The Spec of the gate, head by head, in float32 at least."""
-        shape = *given["u"].shape[:2], self.heads, self.out_features // self.heads
-        wide = {name: _wide(value).reshape(shape) for name, value in given.items()}
-        if self.bias is not None:
-            steps = given["u"].size(1)
-            wide["b"] = _wide(self.bias[:, :steps]).t().unsqueeze(-1)
-        s: Tensor = COMPILED[self.spec](*(wide[name] for name in self.names))
-        return s.flatten(2).to(dtype)
 
     def _check_context(self, input: Tensor, context: Tensor | None) -> None:
         if (context is not None) != self.attention:
@@ -302,8 +314,8 @@ class GMLPBlock(nn.Module):
         live = live_positions(lengths, input)
         x = _blank(input, live)
         n = self.norm(x)
-        z = _blank(F.gelu(self.proj_in(n)), live)
-        s = self.unit.gated(z, live, self._context(n, live))
+        z = F.gelu(self.proj_in(n))
+        s = self.unit(z, lengths, self._context(n, live))
         y: Tensor = x + self.proj_out(s)
         return _blank(y, live)
 
@@ -314,7 +326,7 @@ class GMLPBlock(nn.Module):
         queries, keys, values = self.qkv(n).chunk(3, -1)
         scores = torch.bmm(queries, keys.transpose(1, 2)) / math.sqrt(keys.size(-1))
         if self.causal:
-            past = torch.ones_like(scores[0], dtype=torch.bool).tril()
+            past = scores.new_ones(scores.shape[1:], dtype=torch.bool).tril()
             live = past if live is None else live & past
         context: Tensor = self.proj_attention(read(scores, values, live)[0])
         return context

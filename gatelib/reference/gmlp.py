@@ -226,7 +226,7 @@ def _attend(n: Array, weights: Weights, live: Array, causal: bool) -> tuple[Arra
     """softmax(q kᵀ / √A) v of one head, and its projection to F features."""
     q, k, v = np.split(n @ weights["Q"].T, 3, axis=-1)
     e = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1])
-    seen = live[:, None] & (np.tri(len(e[0]), dtype=bool) if causal else True)
+    seen = live[:, None] & (np.tri(e.shape[1], dtype=bool) if causal else True)
     e = np.where(seen, e, -np.inf)
     p = np.exp(e - e.max(axis=-1, keepdims=True, initial=np.finfo(e.dtype).min))
     p = p / p.sum(axis=-1, keepdims=True)

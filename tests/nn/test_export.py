@@ -94,6 +94,13 @@ CASES = {
         LENGTHS,
     ),
     "FixedContext": lambda: (layers.FixedContext(D), sequences(), sequences(), LENGTHS),
+    "SpatialGatingUnit": lambda: (layers.SpatialGatingUnit(D, T + 1, heads=2), sequences()),
+    "GMLPBlock": lambda: (layers.GMLPBlock(D, 6, T, gate="linear"), sequences()),
+    "AMLPBlock": lambda: (
+        layers.AMLPBlock(D, 6, T, causal=True, attention=2),
+        sequences(),
+        LENGTHS,
+    ),
     "Encoder": lambda: (layers.Encoder(7, D, layers.GRU(D, D, batch_first=True)), TOKENS),
     "Encoder, padded": lambda: (
         layers.Encoder(7, D, recurrent("gru")),
