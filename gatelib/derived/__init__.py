@@ -7,13 +7,14 @@ Must not import gatelib.reference, gatelib.nn or torch: all are compared with it
     derived.gradients(run, {"x": x, "W": W, …}, {"y": dy})  # y, final_h, …, d_x, d_W, …
 """
 
-from gatelib.derived import attention, depth, glu, gmlp, highway, rnn, stacks, training
+from gatelib.derived import attention, conv_rnn, depth, glu, gmlp, highway, rnn, stacks, training
 from gatelib.derived.tape import Tape, Value, gate, gradients, join, linear, split, stack, swap
 
 __all__ = [
     "Tape",
     "Value",
     "attention",
+    "conv_rnn",
     "depth",
     "gate",
     "glu",

@@ -219,7 +219,7 @@ def _recurrent_weights(layer: nn.Module) -> list[Tensor]:
     if not found:
         raise ValueError(f"layer: expected one that has weight_hh, got {type(layer).__name__}")
     for weight in found:
-        if weight.dim() < 2 or weight.size(-2) % weight.size(-1):
+        if weight.dim() not in (2, 3) or weight.size(-2) % weight.size(-1):
             shape = tuple(weight.shape)
             raise ValueError(f"weight_hh: expected (blocks * H, H), got shape {shape}")
     return found
