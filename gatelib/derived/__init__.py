@@ -7,7 +7,18 @@ Must not import gatelib.reference, gatelib.nn or torch: all are compared with it
     derived.gradients(run, {"x": x, "W": W, …}, {"y": dy})  # y, final_h, …, d_x, d_W, …
 """
 
-from gatelib.derived import attention, conv_rnn, depth, glu, gmlp, highway, rnn, stacks, training
+from gatelib.derived import (
+    attention,
+    conv_rnn,
+    depth,
+    gated_conv,
+    glu,
+    gmlp,
+    highway,
+    rnn,
+    stacks,
+    training,
+)
 from gatelib.derived.tape import Tape, Value, gate, gradients, join, linear, split, stack, swap
 
 __all__ = [
@@ -17,6 +28,7 @@ __all__ = [
     "conv_rnn",
     "depth",
     "gate",
+    "gated_conv",
     "glu",
     "gmlp",
     "gradients",

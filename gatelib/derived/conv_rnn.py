@@ -1,6 +1,6 @@
 """Cells over films: the product of a cell is a convolution, a linear map of what a kernel covers.
 
-Imports NumPy, gatelib.cell, and of gatelib.derived rnn and tape.
+Imports NumPy, gatelib.cell, gatelib.spec and gatelib.derived.tape.
 Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 """
 
@@ -15,7 +15,7 @@ from gatelib.cell import Cell, cell
 from gatelib.derived.tape import Value, Values, gate, join, linear, split, stack, swap
 from gatelib.spec import Spec
 
-__all__ = ["convolution", "over_time", "unfolded"]
+__all__ = ["convolution", "flattened", "over_time", "unfolded"]
 
 Pair = tuple[int, int]
 
@@ -41,6 +41,11 @@ def _places(*sizes: int) -> tuple[Any, ...]:
     return tuple(axis.ravel() for axis in np.indices(sizes))
 
 
+def flattened(weight: Value) -> Value:
+    """A kernel (R, C, …) as a matrix, its columns in the order of `unfolded`."""
+    return weight[(slice(None), *_places(*weight.shape[1:]))]
+
+
 def convolution(
     x: Value,
     weight: Value,
@@ -56,8 +61,8 @@ def convolution(
     kernel: Pair = weight.shape[2:]  # type: ignore[assignment]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     zeros = [(n // 2, n - n // 2) for n in reach] if padding is None else [(p, p) for p in padding]
-    flat = weight[(slice(None), *_places(*weight.shape[1:]))]
-    return linear(unfolded(x, kernel, (zeros[0], zeros[1]), dilation), flat, bias)
+    covered = unfolded(x, kernel, (zeros[0], zeros[1]), dilation)
+    return linear(covered, flattened(weight), bias)
 
 
 def over_time(

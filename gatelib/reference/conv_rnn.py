@@ -1,19 +1,15 @@
 """Recurrent layers over films in NumPy: convolutions, forward, and a backward written by hand.
 
-Imports NumPy and gatelib.reference.check.
+Imports NumPy; check and convolution of gatelib.reference.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Films are x (B, T, D, H, W), states (B, C, H, W). Weights: `W` (G·C, D, k, l), `U` (G·C, C, k, l)
 and `b` (G·C,), blocks of rows in the order of the variant's gates; the peephole LSTM adds `w_i`,
 `w_f`, `w_o` (C, H, W), and the GRU that resets after the product a bias `b_u` of U * h.
-
-A convolution is a sum over the offsets of its kernel: at each, one matrix multiplies the channels
-of a shifted image. Its backward pass walks the same offsets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatelib.reference.check import check_array, check_input, check_weights, initial_state
+from gatelib.reference.convolution import Frame, convolve, convolve_backward, same
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -51,59 +48,6 @@ VARIANTS = {
 def sigmoid(x: Array) -> Array:
     """1 / (1 + e^−x) without overflow: tanh saturates where exp would not fit."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
-
-
-# ---- convolutions ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How a kernel lies on an image: zeros (above, below), (left, right), and the dilation."""
-
-    sides: tuple[Pair, Pair]
-    dilation: Pair = (1, 1)
-
-    def padded(self, x: Array) -> Array:
-        """x with its zeros."""
-        return np.pad(x, ((0, 0), (0, 0), *self.sides))
-
-    def offsets(self, kernel: Pair, image: Pair) -> Iterator[tuple[Any, Any]]:
-        """Each offset's place in the kernel, and the part of a padded `image` that it meets."""
-        sizes = [n - d * (k - 1) for n, d, k in zip(image, self.dilation, kernel, strict=True)]
-        for place in np.ndindex(*kernel):
-            starts = [d * k for d, k in zip(self.dilation, place, strict=True)]
-            rows, columns = (slice(s, s + n) for s, n in zip(starts, sizes, strict=True))
-            yield (..., *place), (..., rows, columns)
-
-
-def same(kernel: Pair, dilation: Pair = (1, 1)) -> Frame:
-    """The frame that keeps an image's size; an odd zero goes below and to the right."""
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return Frame(((reach[0] // 2, -(-reach[0] // 2)), (reach[1] // 2, -(-reach[1] // 2))), dilation)
-
-
-def convolve(x: Array, kernel: Array, frame: Frame) -> Array:
-    """y[r] = Σ over channels and offsets of kernel[r, c, offset] · x[c, place + offset].
-
-    x (N, C, H, W), kernel (R, C, k, l).
-    """
-    padded = frame.padded(x)
-    terms = (
-        np.einsum("nchw,rc->nrhw", padded[part], kernel[place])
-        for place, part in frame.offsets(kernel.shape[2:], padded.shape[2:])
-    )
-    return np.asarray(sum(terms))
-
-
-def convolve_backward(dy: Array, x: Array, kernel: Array, frame: Frame) -> tuple[Array, Array]:
-    """The gradients of x and of the kernel, from dy."""
-    padded, d_kernel = frame.padded(x), np.zeros_like(kernel)
-    d_padded = np.zeros_like(padded)
-    for place, part in frame.offsets(kernel.shape[2:], padded.shape[2:]):
-        d_padded[part] += np.einsum("nrhw,rc->nchw", dy, kernel[place])
-        d_kernel[place] += np.einsum("nrhw,nchw->rc", dy, padded[part])
-    (above, _), (left, _) = frame.sides
-    return d_padded[..., above : above + x.shape[2], left : left + x.shape[3]], d_kernel
 
 
 # ---- over a film ----------------------------------------------------------------------------
@@ -155,7 +99,7 @@ def forward(
     """
     kind, U = _variant(variant), _check(x, weights, variant)
     inner = same(U.shape[2:], dilation)
-    outer = inner if padding is None else Frame(tuple((p, p) for p in padding), dilation)  # type: ignore[arg-type]
+    outer = inner if padding is None else Frame(tuple((p, p) for p in padding), dilation)
     B, T = x.shape[:2]
     flat = convolve(x.reshape(B * T, *x.shape[2:]), weights["W"], outer)
     from_x = flat.reshape(B, T, *flat.shape[1:]) + _over_image(weights["b"])
