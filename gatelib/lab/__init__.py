@@ -7,6 +7,7 @@ Must not be imported by any floor: only chapters, tests and benchmarks use it.
 try:
     from gatelib.lab import figures
     from gatelib.lab.agreement import Agreement, agreement
+    from gatelib.lab.film import Film, film
     from gatelib.lab.gradients import called, gradients, over_time
     from gatelib.lab.instruments import (
         gradient_by_distance,
@@ -41,6 +42,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "Agreement",
     "Difference",
+    "Film",
     "History",
     "Passport",
     "Readout",
@@ -57,6 +59,7 @@ __all__ = [
     "best_lr",
     "called",
     "figures",
+    "film",
     "gradient_by_distance",
     "gradients",
     "half_life",
