@@ -60,13 +60,13 @@ class ConvRecurrent(nn.Module):
         self,
         known: Cell,
         sizes: tuple[int, int, int],
-        kernel: tuple[object, object, object],
+        kernel: tuple[object, object, object, object],
         bias: bool,
         device: Any,
         dtype: torch.dtype | None,
         peephole: Pair | None = None,
     ) -> None:
-        """`sizes`: input, hidden channels, layers; `kernel`: its size, padding and dilation."""
+        """`sizes`: input, hidden channels, layers; `kernel`: its size, padding, dilation, mode."""
         super().__init__()
         self.steps = steps(known)
         self.in_channels, self.hidden_channels, self.num_layers = sizes
@@ -77,6 +77,8 @@ class ConvRecurrent(nn.Module):
         self.dilation = pair("dilation", kernel[2])
         self._same = _same(self.kernel_size, self.dilation)
         self.padding, self._sides = _padding(kernel[1], self._same)
+        check_choice("padding_mode", kernel[3], ("zeros", "circular"))
+        self.padding_mode = kernel[3]
         self.bias, self.peephole = bias, peephole
         self._make_parameters(device, dtype)
         self.reset_parameters()
@@ -295,6 +297,9 @@ class ConvRecurrent(nn.Module):
             found = f"{tuple(x.shape[3:])} and padding {self.padding!r}"
             least = f"at least {reach[0] + 1} x {reach[1] + 1} with its padding"
             raise ShapeError(f"input: expected images of {least}, got {found}")
+        if self.padding_mode == "circular":
+            _check_wrap(self._sides, (x.shape[3], x.shape[4]))
+            _check_wrap(self._same, image)
         if self.peephole not in (None, image):
             found = f"{image[0]} x {image[1]}"
             raise ShapeError(
@@ -327,6 +332,7 @@ class ConvRecurrent(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that aren't at their default."""
         usual = {"num_layers": 1, "bias": True, "padding": "same", "dilation": (1, 1)}
+        usual["padding_mode"] = "zeros"
         parts = [str(self.in_channels), str(self.hidden_channels)]
         parts.append(f"kernel_size={self.kernel_size}")
         parts += [f"{n}={getattr(self, n)!r}" for n, v in usual.items() if getattr(self, n) != v]
@@ -345,9 +351,22 @@ def _convolved(
 ) -> Tensor:
     """W * x + b; torch pads both sides alike, and an even kernel wants one more on the second."""
     left, right, above, below = sides
+    if layer.padding_mode == "circular" and any(sides):
+        x = F.pad(x, sides, mode="circular")
+        return F.conv2d(x, weight, bias, dilation=layer.dilation)
     if (left, above) == (right, below):
         return F.conv2d(x, weight, bias, padding=(above, left), dilation=layer.dilation)
     return F.conv2d(F.pad(x, sides), weight, bias, dilation=layer.dilation)
+
+
+def _check_wrap(sides: Sides, image: Pair) -> None:
+    """A torus is gone round once at most."""
+    wide, high = max(sides[:2]), max(sides[2:])
+    if wide > image[1] or high > image[0]:
+        raise ShapeError(
+            f"input: expected images of at least {high} x {wide}, which the kernel reaches round "
+            f"the edge, got {image[0]} x {image[1]}"
+        )
 
 
 def _same(kernel: Pair, dilation: Pair) -> Sides:

@@ -45,6 +45,8 @@ class ConvLSTM2d(ConvRecurrent):
             sides of each axis, p or (p, q). The states have the size that it makes; their own
             convolutions are always "same".
         dilation: d, or (d, e), of all convolutions.
+        padding_mode: what stands beyond the edges, in all convolutions: "zeros", or "circular" for
+            images on a torus, whose opposite edges meet.
         peephole: (H, W) of the states where the gates see the cell state; None where they don't.
         device: where the parameters live.
         dtype: their floating-point type.
@@ -71,6 +73,7 @@ class ConvLSTM2d(ConvRecurrent):
         *,
         padding: str | int | Pair = "same",
         dilation: int | Pair = 1,
+        padding_mode: str = "zeros",
         peephole: Pair | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -78,7 +81,7 @@ class ConvLSTM2d(ConvRecurrent):
         known = cell(lstm.LSTM if peephole is None else lstm.PEEPHOLE)
         image = None if peephole is None else pair("peephole", peephole, of_one=False)
         sizes = in_channels, hidden_channels, num_layers
-        kernel = kernel_size, padding, dilation
+        kernel = kernel_size, padding, dilation, padding_mode
         super().__init__(known, sizes, kernel, bias, device, dtype, image)
 
     def _own_arguments(self) -> list[str]:
@@ -98,8 +101,8 @@ class ConvGRU2d(ConvRecurrent):
     reset gate after the product there is a second bias `bias_hh_l{k}` (3*C,), as in torch's GRU.
 
     Args:
-        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation, device,
-        dtype: as for `ConvLSTM2d`.
+        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation,
+        padding_mode, device, dtype: as for `ConvLSTM2d`.
         reset_after: whether the reset gate acts after the convolution of h, which takes one
             convolution a step, or before it, which takes two.
 
@@ -122,13 +125,15 @@ class ConvGRU2d(ConvRecurrent):
         *,
         padding: str | int | Pair = "same",
         dilation: int | Pair = 1,
+        padding_mode: str = "zeros",
         reset_after: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_flags(reset_after=reset_after)
         known = cell(gru.GRU) if reset_after else gru.CHO
-        sizes, kernel = (in_channels, hidden_channels, num_layers), (kernel_size, padding, dilation)
+        sizes = in_channels, hidden_channels, num_layers
+        kernel = kernel_size, padding, dilation, padding_mode
         super().__init__(known, sizes, kernel, bias, device, dtype)
         self.reset_after = reset_after
 
@@ -144,8 +149,8 @@ class ConvRNN2d(ConvRecurrent):
     Parameters are named as ConvLSTM2d's, with one block of rows.
 
     Args:
-        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation, device,
-        dtype: as for `ConvLSTM2d`.
+        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation,
+        padding_mode, device, dtype: as for `ConvLSTM2d`.
         nonlinearity: "tanh" or "relu".
 
     Raises:
@@ -163,13 +168,15 @@ class ConvRNN2d(ConvRecurrent):
         *,
         padding: str | int | Pair = "same",
         dilation: int | Pair = 1,
+        padding_mode: str = "zeros",
         nonlinearity: str = "tanh",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         kinds = {"tanh": rnn.ELMAN, "relu": rnn.RELU}
         check_choice("nonlinearity", nonlinearity, kinds)
-        sizes, kernel = (in_channels, hidden_channels, num_layers), (kernel_size, padding, dilation)
+        sizes = in_channels, hidden_channels, num_layers
+        kernel = kernel_size, padding, dilation, padding_mode
         super().__init__(cell(kinds[nonlinearity]), sizes, kernel, bias, device, dtype)
         self.nonlinearity = nonlinearity
 

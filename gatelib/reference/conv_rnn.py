@@ -87,19 +87,21 @@ def forward(
     variant: str = "lstm",
     padding: Pair | None = None,
     dilation: Pair = (1, 1),
+    wrap: bool = False,
 ) -> tuple[Array, Weights, Saved]:
     """Run a cell over films x (B, T, D, H, W).
 
     padding: zeros (above and below, left and right) for the convolution of x; None for as many as
-    keep its size. The convolution of h always keeps its size. h0 and c0 are zeros if absent.
+    keep its size; with `wrap` the image goes on from the other edge in their place. The
+    convolution of h always keeps its size. h0 and c0 are zeros if absent.
     Returns the outputs (B, T, C, H, W), the final states by name, and what `backward` needs.
     Raises ValueError for a shape, TypeError for a dtype that does not fit.
 
     Source: Shi et al. 2015, arXiv:1506.04214, eq. 3; Ballas et al. 2015, arXiv:1511.06432.
     """
     kind, U = _variant(variant), _check(x, weights, variant)
-    inner = same(U.shape[2:], dilation)
-    outer = inner if padding is None else Frame(tuple((p, p) for p in padding), dilation)
+    inner = same(U.shape[2:], dilation, wrap)
+    outer = inner if padding is None else Frame(tuple((p, p) for p in padding), dilation, wrap)
     B, T = x.shape[:2]
     flat = convolve(x.reshape(B * T, *x.shape[2:]), weights["W"], outer)
     from_x = flat.reshape(B, T, *flat.shape[1:]) + _over_image(weights["b"])

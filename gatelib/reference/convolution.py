@@ -22,14 +22,32 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Frame:
-    """How a kernel lies on values: for each axis the zeros (before, behind) and the dilation."""
+    """How a kernel lies on values: for each axis the zeros (before, behind) and the dilation.
+
+    wrap: whether the values from the other end stand in the place of the zeros, as on a torus.
+    """
 
     zeros: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
+    wrap: bool = False
 
     def padded(self, x: Array) -> Array:
-        """x (N, C, …) with its zeros."""
-        return np.pad(x, ((0, 0), (0, 0), *self.zeros))
+        """x (N, C, …) with its zeros, or wrapped round."""
+        return np.pad(x, ((0, 0), (0, 0), *self.zeros), mode="wrap" if self.wrap else "constant")
+
+    def padded_backward(self, d: Array, sizes: Sequence[int]) -> Array:
+        """The gradient of what was padded, of these sizes: what stood at an edge is cut away, or
+        goes to where it came from."""
+        for axis, ((before, _), size) in enumerate(zip(self.zeros, sizes, strict=True), 2):
+            places = np.arange(d.shape[axis]) - before
+            inside = (places >= 0) & (places < size)
+            kept = np.compress(inside, d, axis)
+            if self.wrap:
+                for place in np.flatnonzero(~inside):
+                    to = (slice(None),) * axis + (places[place] % size,)
+                    kept[to] += d.take(place, axis)
+            d = kept
+        return d
 
     def offsets(self, kernel: Array, padded: Array) -> Iterator[tuple[Any, Any]]:
         """Each offset's place in the kernel, and the part of the padded values that it meets."""
@@ -45,9 +63,10 @@ def reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
 
 
-def same(kernel: Sequence[int], dilation: Sequence[int]) -> Frame:
+def same(kernel: Sequence[int], dilation: Sequence[int], wrap: bool = False) -> Frame:
     """The frame that keeps all sizes; an odd zero goes behind."""
-    return Frame(tuple((n // 2, n - n // 2) for n in reach(kernel, dilation)), tuple(dilation))
+    zeros = tuple((n // 2, n - n // 2) for n in reach(kernel, dilation))
+    return Frame(zeros, tuple(dilation), wrap)
 
 
 def convolve(x: Array, kernel: Array, frame: Frame) -> Array:
@@ -68,6 +87,4 @@ def convolve_backward(dy: Array, x: Array, kernel: Array, frame: Frame) -> tuple
     for place, part in frame.offsets(kernel, padded):
         d_padded[part] += np.einsum("nr...,rc->nc...", dy, kernel[place])
         d_kernel[place] += np.tensordot(dy, padded[part], (rest, rest))
-    sides = zip(frame.zeros, x.shape[2:], strict=True)
-    inside: list[Any] = [slice(first, first + size) for (first, _), size in sides]
-    return d_padded[(..., *inside)], d_kernel
+    return frame.padded_backward(d_padded, x.shape[2:]), d_kernel

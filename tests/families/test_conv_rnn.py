@@ -46,31 +46,32 @@ def problem(
     return inputs, upstream
 
 
-def by_hand(variant, inputs, upstream, padding=None, dilation=(1, 1)):
+def by_hand(variant, inputs, upstream, padding=None, dilation=(1, 1), wrap=False):
     given = dict(inputs)
     x, h0, c0 = (given.pop(name, None) for name in ("x", "h0", "c0"))
-    y, final, saved = reference.forward(x, given, h0, c0, variant, padding, dilation)
+    y, final, saved = reference.forward(x, given, h0, c0, variant, padding, dilation, wrap)
     d_final = {name: upstream[f"final_{name}"] for name in final}
     grads = reference.backward(upstream["y"], d_final, saved)
     found = {"y": y} | {f"final_{name}": value for name, value in final.items()}
     return found | {f"d_{name}": value for name, value in grads.items()}
 
 
-def by_equations(variant, inputs, upstream, padding=None, dilation=(1, 1)):
-    cell = equations.ALL[variant]
-    run = partial(derived.conv_rnn.over_time, cell, padding=padding, dilation=dilation)
+def by_equations(variant, inputs, upstream, padding=None, dilation=(1, 1), wrap=False):
+    options = {"padding": padding, "dilation": dilation, "wrap": wrap}
+    run = partial(derived.conv_rnn.over_time, equations.ALL[variant], **options)
     return derived.gradients(run, inputs, upstream)
 
 
-def layer_of(variant, inputs, padding=None, dilation=(1, 1)):
+def layer_of(variant, inputs, padding=None, dilation=(1, 1), wrap=False):
     C, kernel = inputs["U"].shape[1], inputs["U"].shape[2:]
     options = {"peephole": inputs["w_i"].shape[1:]} if variant == "peephole" else {}
     options |= {"padding": "same" if padding is None else padding, "dilation": dilation}
+    options |= {"padding_mode": "circular" if wrap else "zeros"}
     return LAYERS[variant](inputs["x"].shape[2], C, kernel, **options).double()
 
 
-def by_torch(variant, inputs, upstream, padding=None, dilation=(1, 1)):
-    layer = layer_of(variant, inputs, padding, dilation)
+def by_torch(variant, inputs, upstream, *geometry):
+    layer = layer_of(variant, inputs, *geometry)
     return lab.gradients(partial(called, layer), inputs, upstream)
 
 
@@ -97,19 +98,22 @@ def films(*shape, **options):
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     padding=st.none() | st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    wrap=st.booleans(),
     seed=st.integers(0, 99),
 )
-@example("peephole", (2, 3, 2, 2), (3, 3), (1, 1), None, 0)
-@example("cho", (2, 3, 2, 2), (2, 3), (1, 2), (1, 0), 0)
-def test_three_witnesses_agree_for_any_kernel_dilation_and_padding(
-    variant, sizes, kernel, dilation, padding, seed
+@example("peephole", (2, 3, 2, 2), (3, 3), (1, 1), None, False, 0)
+@example("cho", (2, 3, 2, 2), (2, 3), (1, 2), (1, 0), False, 0)
+@example("lstm", (2, 3, 2, 2), (2, 3), (2, 1), None, True, 0)
+def test_three_witnesses_agree_for_any_kernel_dilation_padding_and_edge(
+    variant, sizes, kernel, dilation, padding, wrap, seed
 ):
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    image = (reach[0] + 1, reach[1] + 2)
+    image = (reach[0] + 2, reach[1] + 2)
     case = problem(variant, *sizes, image, kernel, padding, dilation, seed)
-    expected = by_equations(variant, *case, padding, dilation)
-    assert_agree(by_hand(variant, *case, padding, dilation), expected)
-    assert_agree(by_torch(variant, *case, padding, dilation), expected)
+    geometry = padding, dilation, wrap
+    expected = by_equations(variant, *case, *geometry)
+    assert_agree(by_hand(variant, *case, *geometry), expected)
+    assert_agree(by_torch(variant, *case, *geometry), expected)
 
 
 @pytest.mark.parametrize("variant", LAYERS)
@@ -203,6 +207,17 @@ def test_a_shifted_film_is_a_shifted_output_away_from_the_border():
     x[..., 4:7, 4:7] = films(3, 1, 3, 3, dtype=torch.float64)
     y, moved = layer(x)[0], layer(x.roll(1, -1))[0]
     torch.testing.assert_close(moved[..., 3:9, 4:9], y.roll(1, -1)[..., 3:9, 4:9])
+
+
+@pytest.mark.parametrize("variant", LAYERS)
+def test_on_a_torus_a_shifted_film_is_a_shifted_output_everywhere(variant):
+    options = {"peephole": (6, 5)} if variant == "peephole" else {}
+    layer = LAYERS[variant](1, 2, (3, 2), padding_mode="circular", **options).double()
+    for gate in "ifo" if options else "":
+        layer.get_parameter(f"w_{gate}_l0").data[:] = 0.3  # one number, or pixels differ
+    x = films(2, 3, 1, 6, 5, dtype=torch.float64)
+    shift = {"shifts": (2, -1), "dims": (-2, -1)}
+    torch.testing.assert_close(layer(x.roll(**shift))[0], layer(x)[0].roll(**shift))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

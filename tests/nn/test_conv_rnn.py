@@ -18,6 +18,7 @@ KINDS = {
     "gru": lambda: gates.ConvGRU2d(2, 3, 3),
     "cho": lambda: gates.ConvGRU2d(2, 3, (2, 3), reset_after=False),
     "rnn": lambda: gates.ConvRNN2d(2, 3, 3, dilation=2),
+    "torus": lambda: gates.ConvLSTM2d(2, 3, 3, padding_mode="circular"),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -131,6 +132,7 @@ BAD = [
     (lambda: gates.ConvGRU2d(1, 2, 3, bias=1), TypeError, "bias: expected True or False, got int"),
     (lambda: gates.ConvGRU2d(1, 2, 3, padding=-1), ValueError, "padding: expected at least 0"),
     (lambda: gates.ConvGRU2d(1, 2, 3, padding="full"), ValueError, "padding: expected one of"),
+    (lambda: gates.ConvGRU2d(1, 2, 3, padding_mode="reflect"), ValueError, "padding_mode: expect"),
     (lambda: gates.ConvGRU2d(1, 2, 3, dilation=0), ValueError, "dilation: expected at least 1"),
     (lambda: gates.ConvGRU2d(1, 2, 3, reset_after=1), TypeError, "reset_after: expected True or"),
     (lambda: gates.ConvRNN2d(1, 2, 3, nonlinearity="elu"), ValueError, "nonlinearity: expected"),
@@ -185,6 +187,12 @@ def test_an_image_smaller_than_the_kernel_is_refused():
     layer = gates.ConvRNN2d(1, 2, (5, 3), padding=(1, 0), dilation=2)
     with pytest.raises(ValueError, match=r"input: expected images of at least 9 x 5 with its pad"):
         layer(torch.zeros(1, 2, 1, 6, 6))
+
+
+def test_a_torus_smaller_than_what_the_kernel_reaches_is_refused():
+    layer = gates.ConvRNN2d(1, 2, (3, 5), dilation=2, padding_mode="circular")
+    with pytest.raises(ValueError, match="input: expected images of at least 2 x 4, which the k"):
+        layer(torch.zeros(1, 2, 1, 5, 3))
 
 
 def test_the_line_of_a_layer_says_its_arguments():
