@@ -25,6 +25,7 @@ from gatelib.equations import gru as gru_cells
 from gatelib.equations import highway as highway_cells
 from gatelib.equations import lstm as lstm_cells
 from gatelib.nn.attention import AdditiveAttention, DotAttention
+from gatelib.nn.conv_recurrent import ConvRecurrent
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
 from gatelib.nn.gmlp import SpatialGatingUnit
@@ -44,6 +45,7 @@ WITHOUT_GATES = {
     "Deep": "its layers are recorded where they stand",
     "Dense": "appends, and multiplies nothing",
     "Encoder": "its layer and its gate are recorded where they stand",
+    "GatedConv1d": "its gate is recorded where it stands",
     "GMLPBlock": "its unit is recorded where it stands",
     "Seq2Seq": "encoder and decoder are recorded where they stand",
     "Stack": "its layers are recorded where they stand",
@@ -260,7 +262,7 @@ def _torch_role(module: Any) -> Role:
 
 
 def _read_recurrent(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
-    """The named values of a Recurrent."""
+    """The named values of a Recurrent, and of the recurrent layers over films."""
     found: dict[str, Gates] = module.values(*arguments)
     return found
 
@@ -361,7 +363,7 @@ def _read_glu(module: nn.GLU, arguments: list[Any], result: Any) -> dict[str, Ga
 
 
 _READERS: list[tuple[tuple[type, ...], Reader]] = [
-    ((Recurrent,), Reader(_read_recurrent, lambda module: _of_cell(module.cell))),
+    ((Recurrent, ConvRecurrent), Reader(_read_recurrent, lambda module: _of_cell(module.cell))),
     ((nn.RNNBase,), Reader(_read_layers, _torch_role)),
     ((nn.RNNCellBase,), Reader(_read_cell, _torch_role)),
     ((SkipRNN,), Reader(_read_skip, lambda module: Role(("h",)))),

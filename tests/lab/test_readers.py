@@ -41,6 +41,9 @@ MADE = {
     ),
     "DotAttention": lambda: (layers.DotAttention(H, H), (floats(B, T, H), floats(B, 6, H))),
     "FixedContext": lambda: (layers.FixedContext(H), (floats(B, T, H), floats(B, 6, H))),
+    "ConvGRU2d": lambda: (layers.ConvGRU2d(2, 3, 2), (floats(B, T, 2, 3, 3),)),
+    "ConvLSTM2d": lambda: (layers.ConvLSTM2d(2, 3, 2, 2), (floats(B, T, 2, 3, 3),)),
+    "ConvRNN2d": lambda: (layers.ConvRNN2d(2, 3, 2), (floats(B, T, 2, 3, 3),)),
     "FeatureGate": lambda: (layers.FeatureGate(D), (floats(B, D),)),
     "Gate": lambda: (layers.Gate(D), (floats(B, D),)),
     "GRU": lambda: (layers.GRU(D, H, batch_first=True), (floats(B, T, D),)),
@@ -63,7 +66,7 @@ MADE = {
     "Stack": lambda: (layers.Stack([layers.LSTM(D, D, batch_first=True)] * 1), (floats(B, T, D),)),
     "Encoder": lambda: (seq2seq_parts()[0], (TOKENS,)),
 }
-FUNCTIONS = {"convert", "init", "interpolate", "pool"}
+FUNCTIONS = {"convert", "init", "interpolate", "pool", "receptive_field"}
 
 
 def test_each_name_of_the_library_is_recorded_or_said_to_have_no_gate():

@@ -18,6 +18,7 @@ from gatelib.equations.gru import MGU
 from gatelib.equations.lstm import CIFG, LAYERNORM, LSTM, PEEPHOLE
 
 SHAPE = (3, 5, 4)
+FILM = (3, 4, 2, 3, 4)
 LENGTHS = (5, 3, 1)
 
 
@@ -25,7 +26,8 @@ LENGTHS = (5, 3, 1)
 class Case:
     """A layer, what it is called with besides one input, and the kind of that input.
 
-    kind: "sequence" (B, T, D), "step" (B, D), "pair" of two sequences, "tokens" of a sentence.
+    kind: "sequence" (B, T, D), "step" (B, D), "pair" of two sequences, "film" (B, T, C, H, W),
+    "tokens" of a sentence.
     """
 
     name: str
@@ -44,7 +46,8 @@ class Case:
         if self.kind == "tokens":
             source, target = (torch.randint(3, 7, (3, 5), generator=generator) for _ in range(2))
             return source, torch.tensor(LENGTHS), target
-        shape = SHAPE[::2] if self.kind == "step" else SHAPE
+        shapes = {"step": SHAPE[::2], "film": FILM}
+        shape = shapes.get(self.kind, SHAPE)
         count = 2 if self.kind == "pair" else 1
         drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count))
         return tuple(x.to(dtype).requires_grad_() for x in drawn)
@@ -102,6 +105,12 @@ CASES = [
     Case("SpatialGatingUnit", lambda: gates.SpatialGatingUnit(4, 6, causal=True)),
     Case("GMLPBlock", lambda: gates.GMLPBlock(4, 12, 6, gate="additive", split=False)),
     Case("AMLPBlock", lambda: gates.AMLPBlock(4, 12, 6, causal=True, attention=3), options=GIVEN),
+    Case("ConvLSTM2d", lambda: gates.ConvLSTM2d(2, 3, 3, peephole=(3, 4)), "film"),
+    Case("ConvGRU2d", lambda: gates.ConvGRU2d(2, 3, (2, 3), 2), "film"),
+    Case("ConvGRU2d of two stages", lambda: gates.ConvGRU2d(2, 3, 3, reset_after=False), "film"),
+    Case("ConvRNN2d", lambda: gates.ConvRNN2d(2, 3, 3, padding_mode="circular"), "film"),
+    Case("GatedConv1d", lambda: gates.GatedConv1d(5, 3, 3, 2)),
+    Case("GatedConv1d of a length", lambda: gates.GatedConv1d(5, 3, 3, weight_norm=True)),
     Case("Gate", lambda: gates.Gate(4, 6)),
     Case("FeatureGate", lambda: gates.FeatureGate(4)),
     Case("Jordan", lambda: gates.Jordan(4, 6, 3)),

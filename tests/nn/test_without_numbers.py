@@ -33,6 +33,14 @@ def padded(layer, x, lengths):
     return layer(x, lengths=lengths)
 
 
+def film(layer, x, lengths):
+    return layer(x[:, :, None, None, :], lengths=lengths)
+
+
+def channels(layer, x, lengths):
+    return layer(x.transpose(1, 2))
+
+
 def whole(layer, x, lengths):
     return layer(x)
 
@@ -61,6 +69,10 @@ LAYERS = {
     "Jordan": (partial(ours.Jordan, D, 6, 2), whole),
     "Stack": (two_layers, padded),
     **{kind: pooled(kind) for kind in ("max", "mean", "last", "ends")},
+    "ConvLSTM2d": (partial(ours.ConvLSTM2d, 1, 3, 3, peephole=(1, D)), film),
+    "ConvGRU2d": (partial(ours.ConvGRU2d, 1, 3, 3, 2), film),
+    "ConvRNN2d": (partial(ours.ConvRNN2d, 1, 3, 2), film),
+    "GatedConv1d": (partial(ours.GatedConv1d, D, 6, 3, 2, kind="swiglu"), channels),
     "Highway": (partial(ours.Highway, D, 2), whole),
     "GTrXLGate": (partial(ours.GTrXLGate, D), lambda layer, x, _: layer(x, x)),
     "RecurrentHighway": (partial(ours.RecurrentHighway, D, 6), whole),
