@@ -44,6 +44,12 @@ OUT_CALLS = {
     "total": "torch.sum({0}, -1, keepdim=True, out={out})",
     "lerp": "torch.lerp({0}, {1}, {2}, out={out})",
     "relu_backward": "threshold_backward_({0}, {1}, 0, grad_input={out})",
+    "silu": "silu_({0}, out={out})",
+    "silu_backward": "silu_backward_({0}, {1}, grad_input={out})",
+    "gelu_erf": "gelu_({0}, out={out})",
+    "gelu_erf_backward": "gelu_backward_({0}, {1}, grad_input={out})",
+    "gelu_tanh": "gelu_({0}, approximate='tanh', out={out})",
+    "gelu_tanh_backward": "gelu_backward_({0}, {1}, approximate='tanh', grad_input={out})",
 }
 TO_COLUMN = ("mean", "total", "rstd")
 BACKWARDS = {
@@ -79,8 +85,9 @@ def _compile(name: str, source: str) -> Callable[..., None]:
     from torch.nn import functional
 
     known: dict[str, Any] = {"torch": torch, "F": functional}
-    for call in ("sigmoid_backward", "tanh_backward", "threshold_backward"):
-        known[f"{call}_"] = getattr(torch.ops.aten, call).grad_input  # looked up once, not per step
+    for call in ("sigmoid", "tanh", "threshold", "silu", "gelu"):  # looked up once, not per step
+        known[f"{call}_backward_"] = getattr(torch.ops.aten, f"{call}_backward").grad_input
+    known |= {f"{call}_": getattr(torch.ops.aten, call).out for call in ("silu", "gelu")}
     function: Callable[..., None] = load(source, f"in place {name}", known)[name]
     return function
 

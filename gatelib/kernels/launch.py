@@ -11,6 +11,7 @@ and give the same bits on every run.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def triton() -> Any:
     except ImportError as error:
         raise ImportError("Triton kernels need triton: pip install 'gatelib[triton]'") from error
     return triton
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether Triton can be imported; doesn't import it."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreted() -> bool:

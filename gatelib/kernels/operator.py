@@ -17,13 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 __all__ = ["Operator"]
 
 Arguments = tuple[Any, ...]
 Lengths = list[int | None]
 """For each argument, how many values its list has; None for one that is no list."""
+
+OWN = (Tensor, torch.nn.Parameter)
+"""torch's own classes of tensors; a subclass may see every operator."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Operator:
             each of the list, None for one without. Where vmap maps these arguments alone, its axis
             becomes part of theirs; otherwise, and for the backward pass, the operator runs once
             for each index.
+
+    Where nobody looks at the graph (no compiler, transform or mode of torch, tensors of torch's own
+    class) a call takes a shorter way to the same functions, without the dispatcher.
 
     A first backward pass calls NAME_backward. Where a graph of the gradients is asked for
     (`create_graph`), or where torch maps over the gradients that arrive (`is_grads_batched`,
@@ -87,8 +94,19 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> list[Tensor]:
         """What `forward` gives, differentiable in the leaves."""
-        found: list[Tensor] = self._once(*arguments)  # type: ignore[attr-defined]
-        return found
+        once: Callable[..., list[Tensor]] = self._once  # type: ignore[attr-defined]
+        return once(*arguments) if torch.compiler.is_compiling() else self._run(once, arguments)
+
+    def _run(self, once: Callable[..., list[Tensor]], arguments: Arguments) -> list[Tensor]:
+        flat, lengths = _flat(arguments)
+        places = [at for at, v in enumerate(flat) if isinstance(v, Tensor)]
+        given = [flat[at] for at in places]
+        if not _unseen(given):
+            return once(*arguments)
+        if not torch.is_grad_enabled() or not any(v.requires_grad for v in given):
+            return self.forward(*arguments)
+        fixed = [None if isinstance(v, Tensor) else v for v in flat]
+        return list(_Straight.apply(self, fixed, places, lengths, *given))  # type: ignore[no-untyped-call]
 
     # ---- first derivative -------------------------------------------------------------------
 
@@ -118,16 +136,29 @@ class Operator:
         """The gradient for each argument, nested as the arguments are."""
         given, kept = _parted(ctx.saved_tensors, len(ctx.places))
         flat = _placed(ctx.fixed, ctx.places, given)
-        leaves = [at for at in ctx.places if _is_leaf(flat[at])]
         asked, arrived = _flat(ctx.needs_input_grad)[0], list(gradients[: ctx.count])
+        return tuple(_nested(self._found(flat, ctx.lengths, asked, kept, arrived), ctx.lengths))
+
+    def _found(
+        self,
+        flat: list[Any],
+        lengths: Lengths,
+        asked: Sequence[bool],
+        kept: list[Tensor],
+        arrived: list[Tensor | None],
+    ) -> list[Tensor | None]:
+        """The gradient of each of the flat arguments that is asked for; None for the others."""
+        leaves = [at for at, v in enumerate(flat) if _is_leaf(v)]
         wanted = [at for at in leaves if asked[at]]
         found: Iterable[Tensor | None] = [None] * len(wanted)
         if torch.is_grad_enabled() or any(map(_is_mapped_over, arrived)):
-            found = self._again(flat, ctx.lengths, wanted, arrived)
+            found = self._again(flat, lengths, wanted, arrived)
         elif any(d is not None for d in arrived):
             needs = [at in wanted for at in leaves]
-            found = self._back(arrived, kept, needs, *_nested(flat, ctx.lengths))  # type: ignore[attr-defined]
-        return tuple(_nested(_placed([None] * len(flat), wanted, found), ctx.lengths))
+            tensors = [v for v in (*flat, *kept, *arrived) if isinstance(v, Tensor)]
+            back = self._run_backward if _unseen(tensors) else self._back  # type: ignore[attr-defined]
+            found = back(arrived, kept, needs, *_nested(flat, lengths))
+        return _placed([None] * len(flat), wanted, found)
 
     # ---- second derivative ------------------------------------------------------------------
 
@@ -169,6 +200,48 @@ class Operator:
             for v, axis in zip(found, axes, strict=True)
         ]
         return parted, axes
+
+
+class _Straight(torch.autograd.Function):
+    """The same operator as a node of autograd alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: Operator,
+        fixed: list[Any],
+        places: list[int],
+        lengths: Lengths,
+        *given: Tensor,
+    ) -> tuple[Tensor, ...]:
+        arguments = _nested(_placed(fixed, places, given), lengths)
+        outputs = operator.forward(*arguments)
+        ctx.operator, ctx.fixed, ctx.places, ctx.lengths = operator, fixed, places, lengths
+        ctx.count = operator.results(*arguments)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*outputs[ctx.count :])
+        ctx.save_for_backward(*given, *operator.kept(outputs, ctx.count))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, kept = _parted(ctx.saved_tensors, len(ctx.places))
+        flat = _placed(ctx.fixed, ctx.places, given)
+        asked = _placed([False] * len(flat), ctx.places, ctx.needs_input_grad[4:])
+        arrived = list(gradients[: ctx.count])
+        found = ctx.operator._found(flat, ctx.lengths, asked, kept, arrived)
+        return (None, None, None, None, *(found[at] for at in ctx.places))
+
+
+def _unseen(tensors: Sequence[Tensor]) -> bool:
+    """Whether the operator needs no form that torch knows: nothing traces, maps or wraps it."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(v) in OWN and not v.is_meta and not _is_mapped_over(v) for v in tensors)
 
 
 def _flat(arguments: Sequence[Any]) -> tuple[list[Any], Lengths]:

@@ -21,7 +21,7 @@ from gatelib.pieces import ATOM, UNARY, CodePrinter, Piece
 from gatelib.printers import body
 from gatelib.spec import Spec, SpecError
 
-__all__ = ["check", "elementwise", "equations", "function", "prelude", "seeds"]
+__all__ = ["check", "elementwise", "equations", "function", "prelude", "rows", "seeds"]
 
 HEADER = "import triton\nimport triton.language as tl\n"
 
@@ -245,4 +245,36 @@ def elementwise(spec: Spec) -> str:
         text += f"    {v} = tl.load({v}_ptr_ + at_, live_, 0).to(DTYPE_)\n"
     text += equations(spec)
     text += "".join(f"    tl.store({v}_ptr_ + at_, {v}, live_)\n" for v in spec.outputs)
+    return prelude(text) + text
+
+
+ROWS = """\
+    lane_ = tl.arange(0, BLOCK_)
+    tiles_ = tl.cdiv(columns_, WIDTH_)
+    program_ = tl.program_id(0).to(tl.int64)
+    row_ = program_ // tiles_ * (BLOCK_ // WIDTH_) + lane_ // WIDTH_
+    column_ = program_ % tiles_ * WIDTH_ + lane_ % WIDTH_
+    live_ = (row_ < rows_) & (column_ < columns_)
+"""
+
+
+def rows(spec: Spec) -> str:
+    """The same for arrays of rows, each array with a distance of its own from row to row.
+
+    The kernel is called `NAME_rows`. Behind the pointers stand, for each, the elements from one row
+    to the next (`x_row_`; those of a row lie side by side), then `rows_` and `columns_`, `BLOCK_`
+    lanes per program, `WIDTH_` of them in a row, both powers of two, and `DTYPE_`.
+    Raises SpecError for a Spec that looks across the features.
+    """
+    check(spec)
+    names = [str(v) for v in (*spec.inputs, *spec.outputs)]
+    arguments = [*(f"{v}_ptr_" for v in names), *(f"{v}_row_" for v in names), "rows_", "columns_"]
+    text = function(f"{spec.name}_rows", arguments, ["BLOCK_", "WIDTH_", "DTYPE_"]) + ROWS
+    place = "{0}_ptr_ + row_ * {0}_row_ + column_"
+    for v in map(str, spec.inputs):
+        text += f"    {v} = tl.load({place.format(v)}, live_, 0).to(DTYPE_)\n"
+    text += equations(spec)
+    text += "".join(
+        f"    tl.store({place.format(v)}, {v}, live_)\n" for v in names[len(spec.inputs) :]
+    )
     return prelude(text) + text

@@ -1,0 +1,129 @@
+"""A program of calls that fill buffers, over large tensors: a block of rows in the cache at a time.
+
+Imports torch, gatelib.kernels.inplace.
+Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
+
+Each call reads and writes memory; in a block it finds what the call before it left in the cache.
+Values of lower precision are widened to float32 block by block, and results rounded once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from gatelib.kernels.inplace import FULL, Program
+
+__all__ = ["as_rows", "run"]
+
+BLOCK_BYTES = 1 << 22
+"""Of all values that a program touches: what stays in the caches of a processor."""
+LEAST = 1 << 12
+"""Elements of a block at least, so that a call costs more than its start."""
+
+Named = Mapping[str, Tensor]
+
+
+def as_rows(given: Named, filled: Named) -> dict[str, Tensor]:
+    """The same tensors, all of one shape, as matrices of one shape.
+
+    The rows are as long as the tensors allow. What is filled is viewed; what is given may be copied
+    where it can't be.
+    """
+    together = {**given, **filled}
+    first = {v: _first_joined(t) for v, t in together.items()}
+    split = max(first.values())
+    if not all(_joins(t, 0, split) for t in filled.values()):
+        split = max(first[v] for v in filled)
+    shape = next(iter(filled.values())).shape
+    size = shape[:split].numel(), shape[split:].numel()
+    return {
+        v: t.contiguous().view(size) if first[v] > split else t.reshape(size)
+        for v, t in together.items()
+    }
+
+
+def _first_joined(tensor: Tensor) -> int:
+    """The first axis from which on all can be seen as one."""
+    if tensor.is_contiguous():
+        return 0
+    return next(k for k in range(tensor.dim() + 1) if _joins(tensor, k, tensor.dim()))
+
+
+def _joins(tensor: Tensor, start: int, stop: int) -> bool:
+    """Whether these axes can be seen as one."""
+    sizes, strides = tensor.shape, tensor.stride()
+    axes = [k for k in range(start, stop) if sizes[k] != 1]
+    return all(strides[i] == strides[k] * sizes[k] for i, k in itertools.pairwise(axes))
+
+
+def run(program: Program, given: Named, filled: Named) -> None:
+    """Compute what `filled` holds from what is `given`, all of one shape.
+
+    Args:
+        program: its arguments are names of both, scratch and constants.
+        given: read, never written.
+        filled: written, each contiguous or a part of a contiguous tensor; may lack nothing that
+            the program fills.
+    """
+    like = next(iter(filled.values()))
+    if not like.numel():
+        return
+    flat = like.dim() == 2
+    matrices = {**given, **filled} if flat else as_rows(given, filled)
+    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+    narrow = [v for v, m in matrices.items() if m.dtype != wide]
+    own = [*(v for v, shape in program.scratch.items() if shape == FULL), *narrow]
+    rows, columns = matrices[next(iter(filled))].shape
+    size = _block(rows, columns, (len(matrices) + len(own)) * wide.itemsize, like.device)
+    step, place = program.compile(), like.new_empty((len(own), *size), dtype=wide)
+    buffers = dict(zip(own, place.unbind(0), strict=True)) | _numbers(program, like, wide)
+    if not narrow and size == (rows, columns):
+        buffers |= matrices
+        step(*[buffers[v] for v in program.arguments])
+        return
+    for block in _blocks(matrices, size):
+        known = {**block, **_cut(buffers, next(iter(block.values())).shape, size)}
+        for v in narrow:
+            if v in given:
+                known[v].copy_(block[v])
+        step(*[known[v] for v in program.arguments])
+        for v in narrow:
+            if v in filled:
+                block[v].copy_(known[v])
+
+
+def _cut(buffers: Named, shape: torch.Size, size: tuple[int, int]) -> Named:
+    """The buffers in the shape of a block, which may be smaller than most."""
+    return buffers if shape == size else {v: b[: shape[0], : shape[1]] for v, b in buffers.items()}
+
+
+def _numbers(program: Program, like: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Buffers and constants of one value."""
+    made = {v: like.new_empty(1, 1, dtype=dtype) for v, s in program.scratch.items() if s != FULL}
+    pairs = program.constants.items()
+    return made | {v: like.new_full((1, 1), number, dtype=dtype) for v, (number, _) in pairs}
+
+
+def _block(rows: int, columns: int, bytes_each: int, device: torch.device) -> tuple[int, int]:
+    """(rows, columns) of a block; all of it where a device has no such cache."""
+    elements = max(LEAST, BLOCK_BYTES // bytes_each)
+    if device.type != "cpu" or rows * columns <= elements:
+        return rows, columns
+    down = -(-rows // max(1, elements // columns))
+    right = -(-columns // elements)
+    return -(-rows // down), -(-columns // right)
+
+
+def _blocks(matrices: Named, size: tuple[int, int]) -> Iterator[Named]:
+    """The parts of all matrices that belong together, one block after the other."""
+    rows, columns = next(iter(matrices.values())).shape
+    down, right = -(-rows // size[0]), -(-columns // size[1])
+    parts = [list(m.chunk(down)) for m in matrices.values()]
+    if right > 1:
+        parts = [[part for strip in strips for part in strip.chunk(right, 1)] for strips in parts]
+    for block in zip(*parts, strict=True):
+        yield dict(zip(matrices, block, strict=True))
