@@ -191,7 +191,7 @@ class SpatialGatingUnit(nn.Module):
         shape = *u.shape[:2], self.heads, self.out_features // self.heads
         given = {name: _wide(value).reshape(shape) for name, value in given.items()}
         if self.bias is not None:
-            given["b"] = _wide(self.bias[:, : input.size(1)]).t().unsqueeze(-1)
+            given["b"] = _wide(_leading(self.bias, input.size(1))).t().unsqueeze(-1)
         return given, live
 
     def mixture(self, n: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class SpatialGatingUnit(nn.Module):
             raise ValueError(f"gate: expected one that mixes positions, got {self.gate!r}")
         batch, steps, _ = n.shape
         share = self.out_features // self.heads
-        weight = self.weight[:, :steps, :steps]
+        weight = _leading(self.weight, steps)
         weight = weight.tril() if self.causal else weight
         rows = n.reshape(batch, steps, self.heads, share).permute(2, 0, 3, 1)
         mixed = torch.bmm(rows.flatten(1, 2), weight.transpose(1, 2))
@@ -279,6 +279,8 @@ class GMLPBlock(nn.Module):
         own: dict[str, Any] = {"device": device, "dtype": dtype}
         kind: dict[str, Any] = {"gate": gate, "split": split, "heads": heads}
         kind["attention"] = attention is not None
+        check_choice("gate", gate, equations.HYBRID if attention else equations.GATES)
+        _checked_split(split, gate, hidden, "hidden")
         self.unit = SpatialGatingUnit(hidden, length, causal, init, **kind, **own)
         self.features, self.hidden, self.length = features, hidden, length
         self.causal, self.attention = causal, attention
@@ -367,6 +369,16 @@ class AMLPBlock(GMLPBlock):
         super().__init__(features, hidden, length, causal, init, attention=attention, **options)
 
 
+def _leading(values: Tensor, steps: int) -> Tensor:
+    """The first entries along each axis but the first. A view has other strides where it is whole,
+    which would fix an exported program to shorter sequences; there it is a copy."""
+    first: Any = slice(steps)
+    if torch.compiler.is_exporting():
+        first = torch.arange(steps, device=values.device)
+    values = values[:, first]
+    return values if values.dim() == 2 else values[:, :, first]
+
+
 def _blank(values: Tensor, live: Tensor | None) -> Tensor:
     """(B, T, ...) with 0 where there is padding."""
     return values if live is None else values.masked_fill(~live.transpose(1, 2), 0)
@@ -382,7 +394,7 @@ def _like(unit: SpatialGatingUnit, input: Tensor) -> Tensor:
     return input if unit.weight is None else unit.weight
 
 
-def _checked_split(split: bool | None, gate: str, features: int) -> bool:
+def _checked_split(split: bool | None, gate: str, features: int, name: str = "features") -> bool:
     """Whether z is split; the gate must read both halves, and they must be equal."""
     both = equations.reads_both(gate)
     if split is None:
@@ -391,7 +403,7 @@ def _checked_split(split: bool | None, gate: str, features: int) -> bool:
     if split and not both:
         raise ValueError(f"split: expected False, for a gate {gate!r} reads one input, got True")
     if split and features % 2:
-        raise ValueError(f"features: expected an even number to split, got {features}")
+        raise ValueError(f"{name}: expected an even number to split, got {features}")
     return split
 
 
