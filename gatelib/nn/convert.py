@@ -1,5 +1,5 @@
 """Weights of GRUs, LSTMs and plain RNNs from one library's or paper's layout to another's.
-Imports torch, gatelib.nn.check, gatelib.nn.drop_in, gatelib.nn.layouts.
+Imports torch; check, conv_layouts, drop_in and layouts of gatelib.nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gatelib.nn.check import check_choice
+from gatelib.nn.conv_layouts import CONV_LAYOUTS, conv_lstm
 from gatelib.nn.drop_in import DropIn
 from gatelib.nn.layouts import (
     LAYOUTS,
@@ -32,11 +33,13 @@ from gatelib.nn.layouts import (
 )
 
 __all__ = [
+    "CONV_LAYOUTS",
     "LAYOUTS",
     "LSTM_LAYOUTS",
     "RNN_LAYOUTS",
     "Layout",
     "add_biases",
+    "conv_lstm",
     "gru",
     "lstm",
     "rnn",
