@@ -18,6 +18,7 @@ from gatelib.derived import (
     rnn,
     stacks,
     training,
+    vision,
 )
 from gatelib.derived.tape import Tape, Value, gate, gradients, join, linear, split, stack, swap
 
@@ -41,4 +42,5 @@ __all__ = [
     "stacks",
     "swap",
     "training",
+    "vision",
 ]

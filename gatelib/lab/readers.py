@@ -34,6 +34,7 @@ from gatelib.nn.highway import GTrXLGate, Highway, RecurrentHighway
 from gatelib.nn.recurrent import Recurrent
 from gatelib.nn.rnn import Jordan, SkipRNN
 from gatelib.nn.seq2seq import FixedContext
+from gatelib.nn.vision import ECA, FiLM, SqueezeExcitation
 
 __all__ = ["WITHOUT_GATES", "Reader", "Role", "reader_of"]
 
@@ -47,6 +48,7 @@ WITHOUT_GATES = {
     "Encoder": "its layer and its gate are recorded where they stand",
     "GatedConv1d": "its gate is recorded where it stands",
     "GMLPBlock": "its unit is recorded where it stands",
+    "GatedResidualBlock2d": "its gate is recorded where it stands",
     "Seq2Seq": "encoder and decoder are recorded where they stand",
     "Stack": "its layers are recorded where they stand",
     "StochasticDepth": "its gates are drawn inside its forward",
@@ -350,6 +352,12 @@ def _read_alpha(module: Residual, arguments: list[Any], result: Any) -> dict[str
     return {"": {"alpha": torch.as_tensor(module.alpha)}}
 
 
+def _read_channels(module: Any, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The gates (B, C) of an image's channels, (B, C, H, W) where each pixel has its own."""
+    values: Gates = module.gates(*arguments)
+    return {"": {k: v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in values.items()}}
+
+
 # ---- modules that are a gate ------------------------------------------------------------------
 
 
@@ -374,6 +382,10 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
     ((RecurrentHighway,), Reader(_read_recurrent_highway, _recurrent_highway_role)),
     ((AdditiveAttention, DotAttention, FixedContext), Reader(_read_attention)),
     ((Residual,), Reader(_read_alpha, lambda module: Role(("alpha",)))),
+    (
+        (SqueezeExcitation, ECA, FiLM),
+        Reader(_read_channels, lambda module: Role(("gamma", "beta"))),
+    ),
     ((nn.GLU,), Reader(_read_glu)),
     ((Gate, FeatureGate, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Tanh), Reader(_read_output)),
 ]

@@ -80,7 +80,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
     .l0_reverse, .l1, …; reverse gates stand at the step whose input they read. Names: i f g o c h
     (LSTM, c the cell state), r z n h (GRU), h (RNN, SkipRNN), h y s (Jordan), h t c y (Highway, c
     the carry gate), n t c h (RecurrentHighway), r z h (GTrXLGate), attention (B, T, S), alpha
-    (Residual, as its parameter), gate; gatelib.nn.Recurrent has all the names of its Spec's
+    (Residual, as its parameter), gate and beta (SqueezeExcitation, ECA, FiLM: (B, C), with gamma
+    where that isn't a gate), gate; gatelib.nn.Recurrent has all the names of its Spec's
     equations.
 
     Raises:

@@ -42,3 +42,7 @@ from .seq2seq import Seq2Seq as Seq2Seq
 from .stacks import Stack as Stack
 from .stacks import VariationalDropout as VariationalDropout
 from .stacks import pool as pool
+from .vision import ECA as ECA
+from .vision import FiLM as FiLM
+from .vision import GatedResidualBlock2d as GatedResidualBlock2d
+from .vision import SqueezeExcitation as SqueezeExcitation

@@ -64,6 +64,16 @@ MADE = {
     "SpatialGatingUnit": lambda: (layers.SpatialGatingUnit(D + D, T), (floats(B, T, D + D),)),
     "Deep": lambda: (layers.Deep(D, 3, gate="layerscale"), (floats(B, D),)),
     "Stack": lambda: (layers.Stack([layers.LSTM(D, D, batch_first=True)] * 1), (floats(B, T, D),)),
+    "SqueezeExcitation": lambda: (
+        layers.SqueezeExcitation(D, 2, shift=True),
+        (floats(B, D, 5, 4),),
+    ),
+    "ECA": lambda: (layers.ECA(D), (floats(B, D, 5, 4),)),
+    "FiLM": lambda: (layers.FiLM(H, D), (floats(B, D, 5, 4), floats(B, H))),
+    "GatedResidualBlock2d": lambda: (
+        layers.GatedResidualBlock2d(D, gate=layers.SqueezeExcitation(D)),
+        (floats(B, D, 5, 4),),
+    ),
     "Encoder": lambda: (seq2seq_parts()[0], (TOKENS,)),
 }
 FUNCTIONS = {"convert", "init", "interpolate", "pool", "receptive_field"}
@@ -98,6 +108,23 @@ def test_each_layer_has_gates_and_a_passport(name):
 
 def assert_close(found, expected):
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-12, rtol=0)
+
+
+def test_the_gates_of_channels_make_the_output():
+    x, condition = floats(B, D, 5, 4), floats(B, H)
+    made = [layers.SqueezeExcitation(D, 2, shift=True), layers.ECA(D)]
+    made += [layers.FiLM(H, D, kind) for kind in ("film", "scale", "shift", "sigmoid_shift")]
+    for layer in made:
+        given = (x, condition) if isinstance(layer, layers.FiLM) else (x,)
+        with record(layer.double()) as seen:
+            y = layer(*given)
+        found = {k: v[:, :, None, None] for k, v in seen[type(layer).__name__].items()}
+        factor = found.get("gate", 1 + found.get("gamma", 0))
+        assert_close(factor * x.numpy() + found.get("beta", 0), y)
+    layer = layers.SqueezeExcitation(D, pooled=False).double()
+    with record(layer) as seen:
+        y = layer(x)
+    assert_close(seen["SqueezeExcitation"]["gate"] * x.numpy(), y)
 
 
 @pytest.mark.parametrize("impl", ["reference", "fused", "auto"])

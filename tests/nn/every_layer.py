@@ -20,6 +20,16 @@ from gatelib.equations.lstm import CIFG, LAYERNORM, LSTM, PEEPHOLE
 SHAPE = (3, 5, 4)
 FILM = (3, 4, 2, 3, 4)
 LENGTHS = (5, 3, 1)
+IMAGE = (3, 4, 5, 2)
+SHAPES = {
+    "sequence": [SHAPE],
+    "step": [SHAPE[::2]],
+    "pair": [SHAPE, SHAPE],
+    "film": [FILM],
+    "image": [IMAGE],
+    "image and condition": [IMAGE, SHAPE[::2]],
+}
+"""What a layer is called with, by the kind of its case."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Case:
     """A layer, what it is called with besides one input, and the kind of that input.
 
     kind: "sequence" (B, T, D), "step" (B, D), "pair" of two sequences, "film" (B, T, C, H, W),
-    "tokens" of a sentence.
+    "tokens" of a sentence, "image" (B, C, H, W), "image and condition" (B, D).
     """
 
     name: str
@@ -46,10 +56,8 @@ class Case:
         if self.kind == "tokens":
             source, target = (torch.randint(3, 7, (3, 5), generator=generator) for _ in range(2))
             return source, torch.tensor(LENGTHS), target
-        shapes = {"step": SHAPE[::2], "film": FILM}
-        shape = shapes.get(self.kind, SHAPE)
-        count = 2 if self.kind == "pair" else 1
-        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count))
+        shapes = SHAPES[self.kind]
+        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
         return tuple(x.to(dtype).requires_grad_() for x in drawn)
 
 
@@ -121,4 +129,13 @@ CASES = [
     Case("Stack", lambda: gates.Stack([gates.LSTM(4, 6, batch_first=True), recurrent(LSTM)()][:1])),
     Case("VariationalDropout", lambda: gates.VariationalDropout(0.0)),
     Case("Seq2Seq", translator, "tokens"),
+    Case("SqueezeExcitation", lambda: gates.SqueezeExcitation(4, 2, shift=True), "image"),
+    Case(
+        "SqueezeExcitation hard", lambda: gates.SqueezeExcitation(4, kind="hard_sigmoid"), "image"
+    ),
+    Case("ECA", lambda: gates.ECA(4, 3), "image"),
+    Case("FiLM", lambda: gates.FiLM(4, 4), "image and condition"),
+    Case(
+        "GatedResidualBlock2d", lambda: gates.GatedResidualBlock2d(4, 3, 2, gates.ECA(3)), "image"
+    ),
 ]

@@ -29,6 +29,13 @@ def sequences():
     return torch.randn(B, T, D)
 
 
+def images():
+    return torch.randn(B, D, 5, 4)
+
+
+MASK = torch.ones(B, 5, 4, dtype=torch.bool).tril()
+
+
 class Pool(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -110,6 +117,19 @@ CASES = {
     "Seq2Seq": lambda: (translator(), TOKENS, LENGTHS, TOKENS + 1),
     "VariationalDropout": lambda: (layers.VariationalDropout(0.5), sequences()),
     "StochasticDepth": lambda: (layers.StochasticDepth(0.5), sequences()),
+    "SqueezeExcitation": lambda: (layers.SqueezeExcitation(D, 2, shift=True), images()),
+    "SqueezeExcitation, padded": lambda: (layers.SqueezeExcitation(D), images(), MASK),
+    "ECA": lambda: (layers.ECA(D, 3, "hard_sigmoid"), images()),
+    "FiLM": lambda: (layers.FiLM(D, D), images(), torch.randn(B, D)),
+    "GatedResidualBlock2d": lambda: (
+        layers.GatedResidualBlock2d(D, 3, 2, layers.SqueezeExcitation(3)),
+        images(),
+    ),
+    "GatedResidualBlock2d of FiLM": lambda: (
+        layers.GatedResidualBlock2d(D, gate=layers.FiLM(2, D)),
+        images(),
+        torch.randn(B, 2),
+    ),
 } | {f"pool {k}": lambda k=k: (Pool(k), sequences(), LENGTHS) for k in ("max", "mean", "ends")}
 THROUGH = ("Residual", "Dense", "Deep", "pool", "VariationalDropout", "StochasticDepth")
 
