@@ -1,6 +1,6 @@
 """Gates over the channels of an image, and a residual block with one.
 
-Imports NumPy, gatelib.equations.vision, gatelib.spec, and gatelib.derived.tape.
+Imports NumPy, gatelib.equations.vision, gatelib.spec, and of gatelib.derived conv_rnn and tape.
 Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 
 Images are `x` (B, C, H, W). A mean over the pixels is a Spec whose features are the pixels of one
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatelib.derived.conv_rnn import convolution
 from gatelib.derived.tape import Value, Values, gate, join, linear, split, swap
 from gatelib.equations.vision import EXCITE, MASKED_SQUEEZE, NORM, SQUEEZE
 from gatelib.spec import Spec
 
-__all__ = ["block", "convolution", "film", "local_attention", "squeeze_excitation"]
+__all__ = ["block", "film", "local_attention", "squeeze_excitation"]
 
 Mask = NDArray[Any]
 
@@ -74,23 +75,6 @@ def block(spec: Spec, given: Values, stride: int = 1) -> dict[str, Value]:
     return {"y": _image(gate(spec, **parts)["y"], f.shape[2:])}
 
 
-def convolution(x: Value, weight: Value, stride: int = 1) -> Value:
-    """x (B, I, H, W) with weight (O, I, K, K), K odd, zeros around x, to (B, O, H', W')."""
-    inside, side = weight.shape[1:3]
-    high, wide = x.shape[2:]
-    nothing = Value(np.zeros((*x.shape[:2], 1)), x.tape)
-    pixels = join([_flat(x), nothing])
-    near = np.arange(side) - side // 2
-    rows, columns = (np.arange(0, n, stride)[:, None] + near for n in (high, wide))
-    line, column = rows[:, None, :, None], columns[None, :, None, :]
-    within = (line >= 0) & (line < high) & (column >= 0) & (column < wide)
-    seen = np.where(within, line * wide + column, high * wide).reshape(-1, side**2)
-    channel, place = (at.ravel() for at in np.divmod(np.arange(inside * side**2), side**2))
-    around = swap(pixels[:, :, seen], 1, 2)[:, :, channel, place]
-    flat = weight[:, channel, place // side, place % side]
-    return _image(swap(linear(around, flat), 1, 2), (len(rows), len(columns)))
-
-
 _MASK = Spec.parse("mask", "m v -> y", "y = m*v")
 
 
@@ -133,9 +117,10 @@ def _gated(spec: Spec, pixels: Value, packed: Value) -> Value:
 
 def _unit(x: Value, k: str, given: Values, stride: int) -> Value:
     """A convolution and its batch normalisation, whose features are a channel's pixels."""
-    a = swap(convolution(x, given[f"conv_{k}"], stride), 0, 1)
-    batch, high, wide = a.shape[1:]
-    at = np.unravel_index(np.arange(batch * high * wide), (batch, high, wide))
+    a = convolution(x, given[f"conv_{k}"])[:, ::stride, ::stride]
+    batch, high, wide, _ = a.shape
+    every = np.arange(batch * high * wide).reshape(batch, high, wide)
+    image, line, column = (at.ravel() for at in np.indices(every.shape))
     scale, shift = (given[f"{name}_{k}"][:, None] for name in ("scale", "shift"))
-    n = gate(NORM, v=a[:, at[0], at[1], at[2]], w=scale, b=shift)["n"]
-    return swap(n[:, np.arange(batch * high * wide).reshape(batch, high, wide)], 0, 1)
+    n = gate(NORM, v=swap(a[image, line, column], 0, 1), w=scale, b=shift)["n"]
+    return swap(n[:, every], 0, 1)

@@ -1,6 +1,6 @@
 """Gates over the channels of an image in NumPy, backward by hand.
 
-Imports NumPy and gatelib.reference.check.
+Imports NumPy; check and convolution of gatelib.reference.
 Must not import SymPy, torch or any other floor: its agreement with them is evidence.
 
 Images are x (B, C, H, W). A gate is made of what a channel saw, z, or of a condition (B, E).
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatelib.reference.check import check_array, check_input, check_weights
+from gatelib.reference.convolution import convolve, convolve_backward, same
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -246,34 +247,10 @@ def backward_block(dy: Array, saved: Saved) -> Weights:
     return grads | {"x": d_x + _unit_backward(d_h, saved, "1", stride, grads)}
 
 
-def convolve(x: Array, W: Array, stride: int = 1) -> Array:
-    """The convolution of x (B, I, H, W) with W (O, I, K, K), K odd, zeros around x."""
-    return np.asarray(np.einsum("bcijuv,ocuv->boij", _windows(x, W.shape[2], stride), W))
-
-
-def convolve_backward(d: Array, x: Array, W: Array, stride: int = 1) -> tuple[Array, Array]:
-    """Gradients of x and W, from d (B, O, H', W')."""
-    side, (high, wide) = W.shape[2], d.shape[2:]
-    d_x = np.zeros((*x.shape[:2], *(n + side - 1 for n in x.shape[2:])), x.dtype)
-    for u in range(side):
-        for v in range(side):
-            rows, columns = slice(u, u + stride * high, stride), slice(v, v + stride * wide, stride)
-            d_x[:, :, rows, columns] += np.einsum("oc,boij->bcij", W[:, :, u, v], d)
-    d_W = np.einsum("bcijuv,boij->ocuv", _windows(x, side, stride), d)
-    inner = [slice(side // 2, side // 2 + n) for n in x.shape[2:]]
-    return d_x[:, :, inner[0], inner[1]], d_W
-
-
-def _windows(x: Array, side: int, stride: int) -> Array:
-    """(B, C, H', W', K, K): what each output sees."""
-    padded = np.pad(x, ((0, 0), (0, 0), *[(side // 2,) * 2] * 2))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (2, 3))
-    return windows[:, :, ::stride, ::stride]
-
-
 def _unit(x: Array, weights: Weights, k: str, stride: int, values: dict[str, Array]) -> Array:
     """A convolution and its batch normalisation; keeps what the way back needs."""
-    a = convolve(x, weights[f"conv_{k}"], stride)
+    kernel = weights[f"conv_{k}"]
+    a = convolve(x, kernel, same(kernel.shape[2:], (1, 1)))[:, :, ::stride, ::stride]
     rate = 1 / np.sqrt(a.var((0, 2, 3), keepdims=True) + EPSILON)
     n = (a - a.mean((0, 2, 3), keepdims=True)) * rate
     values |= {f"in_{k}": x, f"n_{k}": n, f"rate_{k}": rate}
@@ -289,8 +266,11 @@ def _unit_backward(d: Array, saved: Saved, k: str, stride: int, grads: Weights) 
     grads[f"scale_{k}"], grads[f"shift_{k}"] = (d * n).sum(over), d.sum(over)
     d_n = d * weights[f"scale_{k}"][:, None, None]
     centred = d_n - d_n.mean(over, keepdims=True) - n * (d_n * n).mean(over, keepdims=True)
-    d_a = centred * v[f"rate_{k}"]
-    d_x, grads[f"conv_{k}"] = convolve_backward(d_a, v[f"in_{k}"], weights[f"conv_{k}"], stride)
+    x, kernel = v[f"in_{k}"], weights[f"conv_{k}"]
+    d_a = np.zeros((*d.shape[:2], *x.shape[2:]), x.dtype)
+    d_a[:, :, ::stride, ::stride] = centred * v[f"rate_{k}"]
+    frame = same(kernel.shape[2:], (1, 1))
+    d_x, grads[f"conv_{k}"] = convolve_backward(d_a, x, kernel, frame)
     return d_x
 
 
