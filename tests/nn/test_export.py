@@ -29,6 +29,10 @@ def sequences():
     return torch.randn(B, T, D)
 
 
+def films():
+    return torch.randn(B, T, 2, 5, D)
+
+
 def images():
     return torch.randn(B, D, 5, 4)
 
@@ -91,6 +95,15 @@ CASES = {
     "SkipRNN": lambda: (layers.SkipRNN(D, D, 3), sequences()),
     "RecurrentHighway": lambda: (layers.RecurrentHighway(D, D, 2), sequences()),
     "GTrXLGate": lambda: (layers.GTrXLGate(D), sequences(), sequences()),
+    "ConvLSTM2d": lambda: (layers.ConvLSTM2d(2, 3, 3, peephole=(5, D)), films()),
+    "ConvGRU2d": lambda: (
+        layers.ConvGRU2d(2, 3, (2, 3), reset_after=False),
+        films(),
+        None,
+        LENGTHS,
+    ),
+    "ConvRNN2d": lambda: (layers.ConvRNN2d(2, 3, 3, padding_mode="circular"), films()),
+    "GatedConv1d": lambda: (layers.GatedConv1d(T, 3, 2, 2, weight_norm=True), sequences()),
     "Gate": lambda: (layers.Gate(D, kind="hard_concrete"), sequences()),
     "FeatureGate": lambda: (layers.FeatureGate(D), sequences()),
     "DotAttention": lambda: (layers.DotAttention(D, D, "general"), sequences(), sequences()),
