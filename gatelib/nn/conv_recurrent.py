@@ -260,9 +260,8 @@ class ConvRecurrent(nn.Module):
         from_h = _convolved(h, stage.weight, stage.bias, self._same, self).to(dtype)
         from_x, count = from_x.to(dtype), len(gates)
         if not stage.part.split:
-            return {
-                f"a_{k}": a for k, a in zip(gates, (from_x + from_h).chunk(count, 1), strict=True)
-            }
+            blocks = (from_x + from_h).chunk(count, 1)
+            return {f"a_{k}": a for k, a in zip(gates, blocks, strict=True)}
         named: States = {}
         for k, a, u in zip(gates, from_x.chunk(count, 1), from_h.chunk(count, 1), strict=True):
             named |= {f"a_{k}": a, f"u_{k}": u} if k in stage.part.split else {f"a_{k}": a + u}
@@ -284,8 +283,8 @@ class ConvRecurrent(nn.Module):
         if lengths is None:
             return x, states, None
         check_lengths(lengths, x.shape[1], x.shape[0])
-        steps_ = torch.arange(x.shape[1], device=x.device)
-        mask = (steps_ < lengths.to(x.device)[:, None])[:, :, None, None, None]
+        times = torch.arange(x.shape[1], device=x.device)
+        mask = (times < lengths.to(x.device)[:, None])[:, :, None, None, None]
         return x.masked_fill(~mask, 0), states, mask
 
     def _image(self, x: Tensor) -> Pair:
@@ -387,8 +386,7 @@ def _padding(given: object, same: Sides) -> tuple[str | Pair, Sides]:
 def pair(name: str, given: object, least: int = 1, of_one: bool = True) -> Pair:
     """One integer for both axes, or a pair of them."""
     both = (given, given) if of_one and not isinstance(given, tuple | list) else given
-    expected = ("an integer or " if of_one else "") + "a pair of them" * of_one
-    expected = expected if of_one else "a pair of integers (H, W)"
+    expected = "an integer or a pair of them" if of_one else "a pair of integers (H, W)"
     if not isinstance(both, tuple | list) or len(both) != 2:
         raise TypeError(f"{name}: expected {expected}, got {given!r}")
     for size in both:
