@@ -1,11 +1,12 @@
-"""Weights of GRUs, LSTMs and plain RNNs from one library's or paper's layout to another's.
-Imports torch; check, conv_layouts, drop_in and layouts of gatelib.nn.
+"""Weights of recurrent layers and gated MLPs from one library's or paper's layout to another's.
+Imports torch; check, conv_layouts, drop_in, glu_layouts and layouts of gatelib.nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
 the sense of the update gate: 1 - sigmoid(a) = sigmoid(-a), so its weights change sign. Two biases
 become one where the reset gate doesn't stand between them. Whether the reset gate acts before or
-after the product with U has no map, and a request for one is refused.
+after the product with U has no map, and a request for one is refused. Gated MLPs differ in names
+and in the order of gate and value alone (`glu_layout`, `gated_mlp`).
 """
 
 import copy
@@ -19,6 +20,7 @@ from torch import nn
 from gatelib.nn.check import check_choice
 from gatelib.nn.conv_layouts import CONV_LAYOUTS, conv_lstm
 from gatelib.nn.drop_in import DropIn
+from gatelib.nn.glu_layouts import GLU_LAYOUTS, GLULayout, gated_mlp, glu_layout
 from gatelib.nn.layouts import (
     LAYOUTS,
     LSTM_LAYOUTS,
@@ -34,12 +36,16 @@ from gatelib.nn.layouts import (
 
 __all__ = [
     "CONV_LAYOUTS",
+    "GLU_LAYOUTS",
     "LAYOUTS",
     "LSTM_LAYOUTS",
     "RNN_LAYOUTS",
+    "GLULayout",
     "Layout",
     "add_biases",
     "conv_lstm",
+    "gated_mlp",
+    "glu_layout",
     "gru",
     "lstm",
     "rnn",
