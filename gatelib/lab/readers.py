@@ -28,6 +28,7 @@ from gatelib.nn.attention import AdditiveAttention, DotAttention
 from gatelib.nn.conv_recurrent import ConvRecurrent
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
+from gatelib.nn.glu import GLU, GatedMLP
 from gatelib.nn.gmlp import SpatialGatingUnit
 from gatelib.nn.gru import GRU
 from gatelib.nn.highway import GTrXLGate, Highway, RecurrentHighway
@@ -366,6 +367,20 @@ def _read_output(module: Any, arguments: list[Any], result: Any) -> dict[str, Ga
     return {"": {"gate": result}}
 
 
+def _read_values(module: GLU | GatedMLP, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """Each value of the layer's Spec: `g` is the gate, `y` what is gated."""
+    inputs = {str(v) for v in module.gating.spec.inputs}
+    values = module.values(arguments[0])
+    return {"": {name: value for name, value in values.items() if name not in inputs}}
+
+
+def _values_role(module: GLU | GatedMLP) -> Role:
+    """What no sigmoid and no tanh bounds has no ends."""
+    bounded = "sigmoid", "tanh", "hardsigmoid"
+    equations = module.gating.spec.equations
+    return Role(tuple(str(v) for v, e in equations if e.func.__name__ not in bounded))
+
+
 def _read_glu(module: nn.GLU, arguments: list[Any], result: Any) -> dict[str, Gates]:
     return {"": {"gate": arguments[0].chunk(2, module.dim)[1].sigmoid()}}
 
@@ -387,6 +402,7 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
         Reader(_read_channels, lambda module: Role(("gamma", "beta"))),
     ),
     ((nn.GLU,), Reader(_read_glu)),
+    ((GLU, GatedMLP), Reader(_read_values, _values_role)),
     ((Gate, FeatureGate, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Tanh), Reader(_read_output)),
 ]
 """Kinds of modules and how they are read; the first that fits."""

@@ -60,6 +60,11 @@ class Gating:
             return self.in_torch(*(part.float() for part in parts)).to(dtype)
         return self.in_torch(*parts)
 
+    def values(self, *parts: Tensor) -> dict[str, Tensor]:
+        """The parts and each value of the Spec by name: to look at, differentiable."""
+        named = dict(zip(map(str, self.spec.inputs), parts, strict=True))
+        return named | self.spec.exposed.evaluate(named, "torch")
+
 
 def gating(kind: str | Spec, gated: bool = False) -> Gating:
     """A kind by its name in `gatelib.equations.glu`, or a Spec of one's own, ready for tensors.
@@ -131,8 +136,17 @@ class GLU(nn.Module):
         self._check(input)
         if self.impl == "auto" and self.gate == "second" and self.gating.spec == SIGMOID_GLU:
             return F.glu(input, self.dim)
+        return self.gating(*self._parts(input))
+
+    def _parts(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """a and v."""
         first, second = input.chunk(2, self.dim)
-        return self.gating(*((first, second) if self.gate == "first" else (second, first)))
+        return (first, second) if self.gate == "first" else (second, first)
+
+    def values(self, input: Tensor) -> dict[str, Tensor]:
+        """Both halves by name, `a` and `v`, and each value of the Spec: to look at."""
+        self._check(input)
+        return self.gating.values(*self._parts(input))
 
     def _check(self, input: object) -> None:
         value = check_tensor("input", input)
@@ -252,8 +266,7 @@ class GatedMLP(nn.Module):
             `a`, with a gate `v`, and each value of the Spec by its name: `g` is the gate, `y` what
             the second map reads.
         """
-        named = dict(zip(map(str, self.gating.spec.inputs), self._parts(input), strict=True))
-        return named | self.gating.spec.exposed.evaluate(named, "torch")
+        return self.gating.values(*self._parts(input))
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -139,7 +139,7 @@ def _halves(weight: Tensor, packing: _Packing, dim: int) -> tuple[Tensor, Tensor
     """Gate and value."""
     _check_divides(weight, packing, dim)
     if packing.order == "interleaved":
-        turns = weight.split(packing.block, dim)
+        turns = torch.split(weight, packing.block, dim)
         return torch.cat(turns[::2], dim), torch.cat(turns[1::2], dim)
     first, second = weight.chunk(2, dim)
     return (first, second) if packing.order == "gate_first" else (second, first)
@@ -150,8 +150,8 @@ def _order(gate: Tensor, value: Tensor, packing: _Packing, dim: int) -> list[Ten
     if packing.order != "interleaved":
         return [gate, value] if packing.order == "gate_first" else [value, gate]
     _check_divides(torch.cat([gate, value], dim), packing, dim)
-    turns = zip(gate.split(packing.block, dim), value.split(packing.block, dim), strict=True)
-    return [part for pair in turns for part in pair]
+    turns = (torch.split(half, packing.block, dim) for half in (gate, value))
+    return [part for pair in zip(*turns, strict=True) for part in pair]
 
 
 def _check_divides(weight: Tensor, packing: _Packing, dim: int) -> None:
@@ -192,6 +192,8 @@ def gated_mlp(weights: Mapping[str, Tensor], source: str, target: str) -> dict[s
     for argument, name in {"source": source, "target": target}.items():
         check_choice(argument, name, GLU_LAYOUTS)
     have, want = GLU_LAYOUTS[source], GLU_LAYOUTS[target]
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights: expected a mapping of names, got {type(weights).__name__}")
     biased = any(have.key(name, "bias") in weights for name in (*have.names, have.out))
     if set(weights) != set(have.keys(biased)):
         expected = have.keys(biased)

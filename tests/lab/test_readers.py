@@ -46,6 +46,8 @@ MADE = {
     "ConvRNN2d": lambda: (layers.ConvRNN2d(2, 3, 2), (floats(B, T, 2, 3, 3),)),
     "FeatureGate": lambda: (layers.FeatureGate(D), (floats(B, D),)),
     "Gate": lambda: (layers.Gate(D), (floats(B, D),)),
+    "GLU": lambda: (layers.GLU(), (floats(B, 2 * D),)),
+    "GatedMLP": lambda: (layers.GatedMLP(D, kind="gtu"), (floats(B, D),)),
     "GRU": lambda: (layers.GRU(D, H, batch_first=True), (floats(B, T, D),)),
     "GRUCell": lambda: (layers.GRUCell(D, H), (floats(B, D),)),
     "GTrXLGate": lambda: (layers.GTrXLGate(D), (floats(B, T, D), floats(B, T, D))),
