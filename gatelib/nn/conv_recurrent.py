@@ -40,6 +40,8 @@ Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]
 """Zeros left, right, above and below an image, in the order of `F.pad`."""
 States = dict[str, Tensor]
+IN_CACHE = 2**19
+"""On a CPU, how many numbers W * x makes at once: 2 MB of float32 (see `_from_input`)."""
 
 
 class _Stage(NamedTuple):
@@ -208,22 +210,32 @@ class ConvRecurrent(nn.Module):
     def _loop(
         self, x: Tensor, layer: int, states: States, mask: Tensor | None, every: bool = False
     ) -> Iterator[tuple[States, States]]:
-        """At each step of one layer what its cell makes, and its states.
-
-        One convolution makes W * x + b of all steps.
-        """
-        weight, sides = self._own("weight_ih", layer), self._same if layer else self._sides
-        images = _convolved(x.flatten(0, 1), weight, self._bias("bias_ih", layer), sides, self)
-        from_x = images.reshape(*x.shape[:2], *images.shape[1:])
+        """At each step of one layer what its cell makes, and its states."""
         stages, dtype = self._stages(layer, every), states["h"].dtype
         fixed = {name: self._own(name, layer).to(dtype) for name in self.cell.vectors}
-        for t, now in enumerate(from_x.unbind(1)):
+        for t, now in enumerate(self._from_input(x, layer)):
             made = self._step(stages, now, states, fixed)
             before, states = states, {name: made[name] for name in states}
             if mask is not None:
                 here = mask[:, t]
                 states = {n: torch.where(here, v, before[n]) for n, v in states.items()}
             yield made, states
+
+    def _from_input(self, x: Tensor, layer: int) -> Iterator[Tensor]:
+        """W * x + b of one step after the other.
+
+        One convolution makes those of all steps; on a CPU, of as many steps as its cache holds,
+        since all at once would leave it and take up to twice the time.
+        """
+        weight, sides = self._own("weight_ih", layer), self._same if layer else self._sides
+        count = max(1, x.shape[1])
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            numbers = len(weight) * x.shape[0] * x.shape[3] * x.shape[4]
+            count = max(1, IN_CACHE // max(1, numbers))
+        for part in torch.split(x.transpose(0, 1), count):
+            bias = self._bias("bias_ih", layer)
+            images = _convolved(part.flatten(0, 1), weight, bias, sides, self)
+            yield from images.reshape(*part.shape[:2], *images.shape[1:]).unbind(0)
 
     def _stages(self, layer: int, every: bool) -> list[_Stage]:
         """The stages of a step with their weights; with `every`, each value is an output."""

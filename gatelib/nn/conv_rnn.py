@@ -51,9 +51,10 @@ class ConvLSTM2d(ConvRecurrent):
         device: where the parameters live.
         dtype: their floating-point type.
 
-    Input is (B, T, C_in, H, W). One convolution a layer makes W * x of all steps; then each step
-    has one. The states are float32 where parameters or autocast are of lower precision.
-    `init.forget_bias_` of `gatelib.nn` sets how the forget gates start.
+    Input is (B, T, C_in, H, W). One convolution a layer makes W * x of all steps, on a CPU of as
+    many as its cache holds; then each step has one. The states are float32 where parameters or
+    autocast are of lower precision. `init.forget_bias_` of `gatelib.nn` sets how the forget gates
+    start.
 
     Raises:
         TypeError: an argument has the wrong type.

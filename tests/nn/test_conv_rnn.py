@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gatelib import nn as gates
+from gatelib.nn import conv_recurrent
 
 
 def films(*shape, **options):
@@ -32,6 +33,28 @@ def test_compile_makes_one_graph_and_export_the_same_layer(kind):
     torch._dynamo.reset()
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), expected)
+
+
+@every_kind
+def test_an_exported_layer_takes_any_batch(kind):
+    layer, batch = KINDS[kind](), torch.export.Dim("batch", min=2)
+    example, shapes = (films(2, 3, 2, 5, 4),), ({0: batch},)
+    exported = torch.export.export(layer, example, dynamic_shapes=shapes).module()
+    x = films(7, 3, 2, 5, 4)
+    torch.testing.assert_close(exported(x), layer(x))
+
+
+@every_kind
+@pytest.mark.parametrize("numbers", [0, 700, 2000])
+def test_how_many_steps_the_input_is_convolved_at_once_changes_nothing(kind, numbers, monkeypatch):
+    layer, x = KINDS[kind]().double(), films(2, 5, 2, 5, 4, dtype=torch.float64)
+    found = []
+    for limit in (numbers, 10**9):
+        monkeypatch.setattr(conv_recurrent, "IN_CACHE", limit)
+        leaf = x.clone().requires_grad_()
+        y, _ = layer(leaf)
+        found.append((y, torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])))
+    torch.testing.assert_close(*found)
 
 
 @every_kind
