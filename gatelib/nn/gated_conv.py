@@ -42,6 +42,8 @@ class GatedConv1d(nn.Module):
     `bias` (G*C_out,), with G = 2 blocks of rows, 1 for a kind without a gate; with weight norm
     `weight` is computed from its rows' lengths `parametrizations.weight.original0` (G*C_out, 1, 1)
     and directions `original1`, the names that `torch.nn.utils.parametrizations.weight_norm` gives.
+    As with all of torch's parametrizations, such a layer is copied but not pickled: save its
+    `state_dict`.
 
     Args:
         in_channels: C_in.
@@ -168,9 +170,7 @@ class GatedConv1d(nn.Module):
             output.
         """
         packed = self._packed(self._padded(input), input.shape[2])
-        names = [str(v) for v in reversed(self.gating.spec.inputs)]
-        named = dict(zip(names, packed.chunk(len(names), 1), strict=True))
-        return named | self.gating.spec.exposed.evaluate(named, "torch")
+        return self.gating.values(*reversed(packed.chunk(self.gating.parts, 1)))
 
     def _padded(self, input: Tensor) -> Tensor:
         """The input, checked, with its zeros."""

@@ -47,6 +47,7 @@ MADE = {
     "FeatureGate": lambda: (layers.FeatureGate(D), (floats(B, D),)),
     "Gate": lambda: (layers.Gate(D), (floats(B, D),)),
     "GLU": lambda: (layers.GLU(), (floats(B, 2 * D),)),
+    "GatedConv1d": lambda: (layers.GatedConv1d(T, 3, 2), (floats(B, T, D),)),
     "GatedMLP": lambda: (layers.GatedMLP(D, kind="gtu"), (floats(B, D),)),
     "GRU": lambda: (layers.GRU(D, H, batch_first=True), (floats(B, T, D),)),
     "GRUCell": lambda: (layers.GRUCell(D, H), (floats(B, D),)),
