@@ -153,8 +153,8 @@ class ConvRecurrent(nn.Module):
 
         Returns:
             output: h of the last layer at each step, (B, T, C, H, W).
-            final_state: h of each layer, (num_layers, B, C, H, W); for a ConvLSTM2d the pair
-                (h, c) of such. Given as the initial state it continues the film.
+            final_state: h of each layer, (num_layers, B, C, H, W), or the pair (h, c) of such for a
+            ConvLSTM2d; given as the initial state it continues the film.
 
         Raises:
             TypeError: an argument has the wrong type or dtype.

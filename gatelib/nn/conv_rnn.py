@@ -102,8 +102,8 @@ class ConvGRU2d(ConvRecurrent):
     reset gate after the product there is a second bias `bias_hh_l{k}` (3*C,), as in torch's GRU.
 
     Args:
-        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation,
-        padding_mode, device, dtype: as for `ConvLSTM2d`.
+        in_channels, hidden_channels, kernel_size, num_layers, bias: as for `ConvLSTM2d`.
+        padding, dilation, padding_mode, device, dtype: as there.
         reset_after: whether the reset gate acts after the convolution of h, which takes one
             convolution a step, or before it, which takes two.
 
@@ -150,8 +150,8 @@ class ConvRNN2d(ConvRecurrent):
     Parameters are named as ConvLSTM2d's, with one block of rows.
 
     Args:
-        in_channels, hidden_channels, kernel_size, num_layers, bias, padding, dilation,
-        padding_mode, device, dtype: as for `ConvLSTM2d`.
+        in_channels, hidden_channels, kernel_size, num_layers, bias: as for `ConvLSTM2d`.
+        padding, dilation, padding_mode, device, dtype: as there.
         nonlinearity: "tanh" or "relu".
 
     Raises:
