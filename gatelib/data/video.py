@@ -34,11 +34,13 @@ def coasting(
     valid_size: int = 500,
     test_size: int = 500,
     seed: int = 0,
+    velocities: Array = VELOCITIES,
 ) -> Validated:
     """Return clips that go dark: x (N, seen + hidden, 1, 16, 16), y (N, hidden, 1, 16, 16).
 
     The last ``hidden`` frames of x are blank, exactly 0; y has what moves on behind them, clean.
-    ``noise`` is the standard deviation of what is added to every pixel that is seen.
+    ``noise`` is the standard deviation of what is added to every pixel that is seen; velocities
+    are drawn from ``velocities`` (K, 2), such as ``DIRECTIONS``, whose digits move by one pixel.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -48,9 +50,12 @@ def coasting(
     """
     check_count("seen", seen, 2)
     check_count("hidden", hidden, 1)
+    if velocities.ndim != 2 or velocities.shape[1] != 2 or velocities.dtype.kind not in "iu":
+        found = f"{velocities.shape} of {velocities.dtype}"
+        raise ValueError(f"velocities: expected (K, 2) of whole numbers, got {found}")
     sizes = {"train": train_size, "valid": valid_size, "test": test_size}
     parts = []
-    for (x, clean), _, _ in _clips(VELOCITIES, seen + hidden, noise, sizes, seed):
+    for (x, clean), _, _ in _clips(velocities, seen + hidden, noise, sizes, seed):
         x[:, seen:] = 0
         parts.append(Split(x, clean[:, seen:].copy()))
     return Validated(*parts)

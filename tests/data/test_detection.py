@@ -59,10 +59,17 @@ def test_boxes_are_of_whole_pixels_inside_the_image_and_apart():
             assert (rows[len(there(rows)) :] == -1).all()
 
 
+def test_a_lower_contrast_lets_the_photograph_through_and_changes_nothing_else():
+    full, half = (detection.pasted(**SMALL, contrast=contrast).train for contrast in (1, 0.5))
+    clean = detection._backgrounds("train", 60, np.random.default_rng(0))[:, None]
+    assert np.array_equal(full.y, half.y)
+    np.testing.assert_allclose(half.x - clean, (full.x - clean) / 2, atol=1e-6)
+
+
 def test_the_splits_share_no_digit(monkeypatch):
     pools = {}
 
-    def note(digits, part, count, generator):
+    def note(digits, part, count, contrast, generator):
         pools[part] = {image.tobytes() for image in digits.x}
         return Split(digits.x[:count], digits.y[:count])
 
@@ -132,7 +139,7 @@ def test_a_centre_on_the_right_edge_lies_in_the_last_cell():
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_boxes_come_back_from_the_grid(seed):
-    y = detection.pasted(10, 1, 1, seed).train.y
+    y = detection.pasted(10, 1, 1, seed=seed).train.y
     target = detection.grid_target(y)
     found = detection.boxes(target[:, 2:])
     n, line, column = np.nonzero(target[:, 0])
@@ -196,6 +203,8 @@ def test_photographs_that_are_missing_changed_or_unreadable_are_named(monkeypatc
         (lambda: detection.pasted(9, 9.5), TypeError, "valid_size: expected a whole number"),
         (lambda: detection.pasted(9, 9, True), TypeError, "test_size: expected a whole number"),
         (lambda: detection.pasted(seed=-1), ValueError, "seed: expected at least 0, got -1"),
+        (lambda: detection.pasted(contrast=0), ValueError, "contrast: expected .* got 0"),
+        (lambda: detection.pasted(contrast="1"), TypeError, "contrast: expected a number, got str"),
         (lambda: detection.photograph("dog"), ValueError, "name: expected one of"),
         (lambda: detection.grid_target(np.ones((2, 5))), ValueError, r"y: expected \(N, K, 5\)"),
         (

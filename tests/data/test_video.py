@@ -71,6 +71,15 @@ def test_without_noise_what_is_hidden_goes_on_as_what_was_seen():
             assert np.array_equal(np.roll(clip[0], np.multiply(t, moves[0]), (0, 1)), frame)
 
 
+def test_a_clip_may_move_by_one_pixel_alone():
+    _, y = video.coasting(noise=0, **SMALL, velocities=video.DIRECTIONS).train
+    for frames in y[:, :2, 0]:
+        moves = [
+            m for m in video.DIRECTIONS if (np.roll(frames[0], m[::-1], (0, 1)) == frames[1]).all()
+        ]
+        assert len(moves) == 1
+
+
 def test_noise_has_the_deviation_asked_for_and_spares_the_hidden_frames_and_the_answer():
     quiet, loud = (video.coasting(noise=noise, **SMALL).train for noise in (0, 0.3))
     assert np.array_equal(quiet.y, loud.y) and not loud.x[:, 10:].any()
@@ -142,6 +151,11 @@ def test_all_are_made_within_two_seconds_of_a_fresh_process():
     [
         (lambda: video.coasting(seen=1), ValueError, "seen: expected at least 2, got 1"),
         (lambda: video.coasting(hidden=0), ValueError, "hidden: expected at least 1, got 0"),
+        (
+            lambda: video.coasting(velocities=np.ones((3, 2))),
+            ValueError,
+            r"velocities: expected \(K, 2\) of whole numbers, got \(3, 2\) of float64",
+        ),
         (lambda: video.motion(steps=1), ValueError, "steps: expected at least 2, got 1"),
         (lambda: video.names(steps=2.0), TypeError, "steps: expected a whole number"),
         (lambda: video.names(noise=-1), ValueError, "noise: expected a finite number"),
