@@ -195,17 +195,18 @@ class SpatialGatingUnit(nn.Module):
         return given, live
 
     def mixture(self, n: Tensor) -> Tensor:
-        """W n over the positions: (B, T, F) to (B, T, F), one matrix product for each head."""
+        """W n over the positions: (B, T, F) to (B, T, F), for each head by itself.
+
+        W multiplies from the left, so nothing is transposed; its gradient is summed over (B, T, T).
+        """
         if self.weight is None:
             raise ValueError(f"gate: expected one that mixes positions, got {self.gate!r}")
         batch, steps, _ = n.shape
-        share = self.out_features // self.heads
         weight = _leading(self.weight, steps)
         weight = weight.tril() if self.causal else weight
-        rows = n.reshape(batch, steps, self.heads, share).permute(2, 0, 3, 1)
-        mixed = torch.bmm(rows.flatten(1, 2), weight.transpose(1, 2))
-        by_head = mixed.reshape(self.heads, batch, share, steps).permute(1, 3, 0, 2)
-        return by_head.reshape(n.shape)
+        shares = zip(weight, n.chunk(self.heads, -1), strict=True)
+        mixed = [torch.bmm(own.expand(batch, -1, -1), share) for own, share in shares]
+        return mixed[0] if self.heads == 1 else torch.cat(mixed, -1)
 
     def _check_context(self, input: Tensor, context: Tensor | None) -> None:
         if (context is not None) != self.attention:
