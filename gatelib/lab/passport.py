@@ -11,6 +11,7 @@ every machine prints the same passport.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -160,10 +161,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Cost(self.flops, self.bytes)
 
 
+PRODUCTS = re.compile(r"attention|cdist|fft|gru|linalg_(?!vector_norm)|lstm|rnn|mm(_|$)")
+"""Names of operators that multiply matrices, inside, where no formula says how often."""
+
+
 def _formula(packet: Any) -> Any:
-    """How torch counts the FLOPs of an operator, or of its namesake that doesn't work in place."""
-    apart = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None)
-    return flop_registry.get(packet, flop_registry.get(apart))
+    """How torch counts the FLOPs of an operator, or of its namesake on a GPU or out of place."""
+    name = packet.__name__.removesuffix("_").replace("_for_cpu", "")
+    return flop_registry.get(packet, flop_registry.get(getattr(torch.ops.aten, name, None)))
 
 
 def _parts(func: Any, args: Any, kwargs: Any) -> Any:
@@ -171,9 +176,13 @@ def _parts(func: Any, args: Any, kwargs: Any) -> Any:
     own = _maybe_get_opdef(func)
     if own is not None:
         return own._init_fn(*args, **kwargs)
-    if func.namespace not in ("aten", "prim", "prims"):
+    counted = func.namespace in ("aten", "prim", "prims")
+    inside = func.decompose(*args, **kwargs) if counted else NotImplemented
+    if inside is NotImplemented and PRODUCTS.search(func._overloadpacket.__name__):
+        counted = False
+    if not counted:
         raise ValueError(f"layer: expected operators that can be counted, got {func}")
-    return func.decompose(*args, **kwargs)
+    return inside
 
 
 EMPTY = {

@@ -51,6 +51,29 @@ def test_at_equal_width_a_cell_costs_as_many_rnns_as_it_has_products(kind, share
     assert found.forward.flops == share * plain.forward.flops
 
 
+@pytest.mark.parametrize("steps", [5, 49])
+def test_attention_costs_two_products_of_positions_with_positions(steps):
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(2, 3, steps, 8, requires_grad=True)
+    found = passport(Attention(), x, spectrum=False)
+    product = 2 * 2 * 3 * steps * steps * 8
+    assert found.forward.flops == 2 * product
+    assert found.backward.flops in (4 * product, 5 * product)  # fused: the scores once more
+
+
+def test_an_operator_that_hides_products_is_refused_and_not_counted_as_free():
+    class Solved(nn.Module):
+        def forward(self, x):
+            return torch.linalg.solve(x, x)
+
+    x = torch.eye(8).requires_grad_()
+    with pytest.raises(ValueError, match="layer: expected operators that can be counted, got aten"):
+        passport(Solved(), x, spectrum=False)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(LSTM, nn.LSTM), (GRU, nn.GRU), (RNN, nn.RNN)])
 def test_a_drop_in_has_the_passport_of_torchs_layer(ours, theirs):
     made = [kind(WIDTH, HIDDEN, batch_first=True) for kind in (ours, theirs)]
