@@ -203,6 +203,8 @@ def _units(spec: Spec) -> dict[Expr, tuple[str, Expr]]:
 def _kind(e: Expr, a: Expr) -> str:
     """Which of torch's calls gives the values of e; empty if none."""
     plain = exact(e)
+    if plain.has(sp.Min, sp.Max, sp.Piecewise):
+        return ""  # a limit beyond the probes would be lost
     got = [plain.evalf(20, subs={a: at}) for at in PROBES]
     for kind, known in TORCH_CALLS.items():
         expected = [known.evalf(20, subs={X: at}) for at in PROBES]

@@ -235,7 +235,7 @@ def _forward_linear(
 def _shapes_linear(
     spec: str, packed: Tensor, weight: Tensor, bias: Tensor | None, second: bool
 ) -> list[Tensor]:
-    return [weight.new_empty(len(packed), len(weight))]
+    return [weight.new_empty(packed.shape[0], weight.shape[0])]
 
 
 def _backward_linear(

@@ -189,7 +189,7 @@ class GatedConv1d(nn.Module):
 
     def _gated(self, packed: Tensor) -> Tensor:
         if self.gate is None:
-            return self.gating(packed)
+            return self.gating.packed(packed, self.impl)
         gated: Tensor = self.gate(packed)
         return gated
 

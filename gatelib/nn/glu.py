@@ -1,13 +1,13 @@
 """The GLU family as torch layers: GLU, for what is packed already, and the gated MLP.
-Imports torch, gatelib.equations.glu, gatelib.spec, and of gatelib.nn check and impl.
+Imports torch, gatelib.equations.glu, gatelib.kernels.glu, gatelib.spec; check and impl of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gatelib.equations.glu import GATED, KINDS
 from gatelib.equations.glu import GLU as SIGMOID_GLU
+from gatelib.kernels import glu as kernel
 from gatelib.nn.check import (
     LOW_PRECISION,
     DtypeError,
@@ -27,10 +28,13 @@ from gatelib.nn.check import (
     check_sizes,
     check_tensor,
 )
-from gatelib.nn.impl import Impl, check_impl, traced
+from gatelib.nn.impl import Impl, check_impl, may_need_gradient, takes_reference, traced
 from gatelib.spec import Spec
 
-__all__ = ["GLU", "GatedMLP", "Gating", "gating"]
+__all__ = ["GLU", "GatedMLP", "Gating", "Half", "gating", "takes_plain"]
+
+Half = kernel.Gate
+"""Which half of a packed tensor is the gate's preactivation, "first" or "second"."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,25 @@ class Gating:
         return len(self.spec.inputs)
 
     @functools.cached_property
+    def known(self) -> kernel.Gated:
+        """The Spec as `gatelib.kernels.glu` takes it."""
+        return kernel.gated_of(self.spec)
+
+    @functools.cached_property
     def in_torch(self) -> Callable[..., Tensor]:
         """The Spec as a torch function."""
-        return self.spec.compile("torch")
+        return self.known.in_torch
+
+    def packed(self, packed: Tensor, impl: Impl, dim: int = -1, gate: Half = "first") -> Tensor:
+        """y of a tensor that holds `a` and, with a gate, `v` along one axis, by either path."""
+        if takes_plain(impl, (packed,)):
+            return self(*self.halves(packed, dim, gate))
+        return kernel.gated(self.known, packed, dim=dim, gate=gate)
+
+    def halves(self, packed: Tensor, dim: int = -1, gate: Half = "first") -> tuple[Tensor, ...]:
+        """`a` and, with a gate, `v` of a packed tensor."""
+        parts = packed.chunk(self.parts, dim)
+        return parts if gate == "first" else parts[::-1]
 
     def __call__(self, *parts: Tensor) -> Tensor:
         """y of `a` and, with a gate, `v`, in their type; low precision is widened between."""
@@ -85,6 +105,15 @@ def gating(kind: str | Spec, gated: bool = False) -> Gating:
     return made
 
 
+def takes_plain(impl: Impl, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether to take the formula under autograd: as `takes_reference` says, and under "auto"
+    where it costs no memory, on a CPU without a backward pass."""
+    if takes_reference(impl, tensors):
+        return True
+    cpu = tensors[0] is not None and tensors[0].device.type == "cpu"
+    return impl == "auto" and cpu and not may_need_gradient(tensors)
+
+
 class GLU(nn.Module):
     """Halves its input along one axis, and gates one half by the other: `torch.nn.GLU` and kin.
 
@@ -98,8 +127,10 @@ class GLU(nn.Module):
             `gatelib.equations.glu` has them; or a Spec `a v -> y` of your own.
         gate: which half is the gate's preactivation, "first" or "second". Libraries differ, and no
             shape tells: see `gatelib.nn.convert.glu_layout`.
-        impl: "reference" is the Spec's formula under autograd. "auto" is torch's own operator where
-            it has one.
+        impl: "reference" is the Spec's formula under autograd, which saves up to 4 values an
+            element. "fused" is one operator that saves its input alone, and computes the rest again
+            in the backward pass. "auto" is torch's own operator for the defaults; otherwise fused
+            where it saves something and can go (see `gatelib.nn.impl`), and reference elsewhere.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -112,7 +143,7 @@ class GLU(nn.Module):
         self,
         dim: int = -1,
         kind: str | Spec = "glu",
-        gate: Literal["first", "second"] = "second",
+        gate: Half = "second",
         *,
         impl: Impl = "auto",
     ) -> None:
@@ -136,17 +167,12 @@ class GLU(nn.Module):
         self._check(input)
         if self.impl == "auto" and self.gate == "second" and self.gating.spec == SIGMOID_GLU:
             return F.glu(input, self.dim)
-        return self.gating(*self._parts(input))
-
-    def _parts(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """a and v."""
-        first, second = input.chunk(2, self.dim)
-        return (first, second) if self.gate == "first" else (second, first)
+        return self.gating.packed(input, self.impl, self.dim, self.gate)
 
     def values(self, input: Tensor) -> dict[str, Tensor]:
         """Both halves by name, `a` and `v`, and each value of the Spec: to look at."""
         self._check(input)
-        return self.gating.values(*self._parts(input))
+        return self.gating.values(*self.gating.halves(input, self.dim, self.gate))
 
     def _check(self, input: object) -> None:
         value = check_tensor("input", input)
@@ -188,7 +214,11 @@ class GatedMLP(nn.Module):
         bias: whether both maps have a bias. Shazeer's and Llama's have none.
         multiple_of: `hidden`, given or found, is rounded up to a multiple of this: 256 in Llama's
             first sizes, 8 in DINOv2. Both cut 2/3 of 4*D to an integer first, as is done here.
-        impl: "reference" is the Spec's formula under autograd; "auto" the same for now.
+        impl: "reference" is the Spec's formula under autograd, which saves the packed
+            preactivations, the gate and the gated values. "fused" saves the preactivations alone,
+            half of that, and computes the rest again in the backward pass. "auto" is fused where
+            that saves something (a backward pass may follow, or it is a GPU's one kernel) and where
+            it can go (see `gatelib.nn.impl`), and reference elsewhere.
         device: where the parameters live.
         dtype: their floating-point type.
 
@@ -252,12 +282,14 @@ class GatedMLP(nn.Module):
         node = traced(self, input)
         if node is not None:
             return node  # type: ignore[return-value]
-        return F.linear(self.gating(*self._parts(input)), self.weight_out, self.bias_out)
+        packed, last = self._packed(input), (self.weight_out, self.bias_out)
+        if takes_plain(self.impl, (packed, *last)):
+            return F.linear(self.gating(*self.gating.halves(packed)), *last)
+        return kernel.gated_linear(self.gating.known, packed, *last)
 
-    def _parts(self, input: Tensor) -> tuple[Tensor, ...]:
+    def _packed(self, input: Tensor) -> Tensor:
         check_features("input", input, self.features, self.weight_in)
-        packed = F.linear(input, self.weight_in, self.bias_in)
-        return packed.chunk(self.gating.parts, -1)
+        return F.linear(input, self.weight_in, self.bias_in)
 
     def values(self, input: Tensor) -> dict[str, Tensor]:
         """What stands between both maps, (..., hidden) each: to look at, differentiable.
@@ -266,7 +298,7 @@ class GatedMLP(nn.Module):
             `a`, with a gate `v`, and each value of the Spec by its name: `g` is the gate, `y` what
             the second map reads.
         """
-        return self.gating.values(*self._parts(input))
+        return self.gating.values(*self.gating.halves(self._packed(input)))
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def by_equations(given, upstream, kind):
 NAMES = {"W_in": "weight_in", "W_out": "weight_out", "b_in": "bias_in", "b_out": "bias_out"}
 
 
-def by_torch(given, upstream, kind, impl="reference"):
+def by_torch(given, upstream, kind, impl):
     (O, H), D = given["W_out"].shape, given["x"].shape[1]
     module = GatedMLP(D, H, O, kind, bias="b_in" in given, impl=impl)
 
@@ -77,7 +78,8 @@ def test_three_witnesses_of_the_gated_mlp_agree_for_any_shape_and_size(
     case = problem(kind, *shape, bias, scale, seed)
     expected = by_equations(*case, kind)
     assert_agree(by_hand(*case, kind), expected, bound_of(expected))
-    assert_agree(by_torch(*case, kind), expected, bound_of(expected))
+    for impl in ("reference", "fused"):
+        assert_agree(by_torch(*case, kind, impl), expected, bound_of(expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +87,8 @@ def test_outputs_and_every_gradient_agree_to_ten_digits(kind):
     case = problem(kind, seed=1)
     expected = by_equations(*case, kind)
     assert_agree(by_hand(*case, kind), expected)
-    assert_agree(by_torch(*case, kind), expected)
+    for impl in ("reference", "fused"):
+        assert_agree(by_torch(*case, kind, impl), expected)
 
 
 # --- the gate alone ---------------------------------------------------------------------------
@@ -124,10 +127,10 @@ def equations_in_torch(kind):
 def test_the_layer_is_the_gate_of_its_halves(kind):
     (a, v), dy = parts_of(kind, 8.0)
     expected = {"y": reference.forward(a, v, kind)} | reference.backward(dy, a, v, kind)
-    for gate in ("first", "second"):
+    for gate, impl in product(("first", "second"), ("reference", "fused", "auto")):
         halves = (a, v) if gate == "first" else (v, a)
         packed = torch.tensor(np.concatenate(halves, 1), requires_grad=True)
-        y = GLU(1, kind, gate)(packed)
+        y = GLU(1, kind, gate, impl=impl)(packed)
         y.backward(torch.tensor(dy))
         close(y.detach().numpy(), expected["y"])
         found = np.split(packed.grad.numpy(), 2, 1)

@@ -123,7 +123,7 @@ CASES = [
     Case("FeatureGate", lambda: gates.FeatureGate(4)),
     Case("GLU", lambda: gates.GLU()),
     Case("GLU of a clamped kind", lambda: gates.GLU(-1, "deepseek_v4", "first")),
-    Case("GatedMLP", lambda: gates.GatedMLP(4, 6, bias=True)),
+    Case("GatedMLP fused", lambda: gates.GatedMLP(4, 6, bias=True, impl="fused")),
     Case("GatedMLP reference", lambda: gates.GatedMLP(4, 6, kind="geglu_tanh", impl="reference")),
     Case("GatedMLP without a gate", lambda: gates.GatedMLP(4, 6, kind="relu_squared")),
     Case("Jordan", lambda: gates.Jordan(4, 6, 3)),
