@@ -130,6 +130,26 @@ def _area(right: NDArray[np.bool_], count: int, points: int | None) -> float:
     return float(best[np.searchsorted(recall, np.linspace(0, 1, points))].mean())
 
 
+def suppressed(boxes: ArrayLike, shared: float = 0.5) -> Array:
+    """Return the detections (P, 6) of one image that no surer one of their class covers.
+
+    A row is class, left, top, right, bottom, score, as in ``average_precision``. From the surest
+    on, one is kept unless its intersection over union with one that was kept is above ``shared``:
+    greedy non-maximum suppression. What is kept comes surest first, equal scores in their order.
+
+    Raises: ValueError unless the boxes are (P, 6).
+    """
+    rows = _rows("boxes", [boxes], 6)[:, 1:]
+    rows = rows[np.argsort(-rows[:, -1], kind="stable")]
+    covers = overlap(rows[:, 1:5], rows[:, 1:5]) > shared
+    covers &= rows[:, :1] == rows[:, 0]
+    kept = np.ones(len(rows), bool)
+    for i in range(len(rows)):
+        kept[i + 1 :] &= ~(covers[i, i + 1 :] & kept[i])
+    found: Array = rows[kept]
+    return found
+
+
 def overlap(first: ArrayLike, second: ArrayLike) -> Array:
     """Return the intersection over union (N, M) of boxes (N, 4) and (M, 4), 0 where both are empty.
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from gatelib.lab import average_precision
-from gatelib.lab.scores import overlap
+from gatelib.lab.scores import overlap, suppressed
 
 BOX = (0, 0, 10, 10)
 FAR = (20, 20, 30, 30)
@@ -102,6 +102,37 @@ def test_where_precision_only_falls_it_is_scikit_learns_average_precision():
     assert average_precision(found, true) == average_precision_score(labels, scores) == 1
 
 
+def test_of_boxes_of_one_class_that_overlap_the_surest_stays():
+    near = (2, 0, 12, 10)  # shares 2/3 with BOX
+    rows = said((7, near, 0.5), (7, BOX, 0.9), (7, FAR, 0.2))
+    assert suppressed(rows)[:, -1].tolist() == [0.9, 0.2]
+    assert suppressed(rows, shared=0.7)[:, -1].tolist() == [0.9, 0.5, 0.2]
+    other = said((3, near, 0.5), (7, BOX, 0.9))
+    assert len(suppressed(other)) == 2
+
+
+def test_what_was_suppressed_suppresses_nothing():
+    middle, last = (4, 0, 14, 10), (8, 0, 18, 10)  # neighbours share 3/7, the ends 1/9
+    rows = said((7, BOX, 0.9), (7, middle, 0.8), (7, last, 0.7))
+    assert suppressed(rows, shared=0.4)[:, -1].tolist() == [0.9, 0.7]
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(0, 12), shared=st.floats(0.1, 0.9), seed=st.integers(0, 99))
+def test_what_is_kept_lies_apart_and_covers_the_rest(count, shared, seed):
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 10, (count, 2))
+    boxes = np.concatenate([low, low + rng.uniform(1, 10, (count, 2))], axis=1)
+    rows = np.concatenate([rng.integers(0, 2, (count, 1)), boxes, rng.random((count, 1))], axis=1)
+    kept = suppressed(rows, shared)
+    assert (np.diff(kept[:, -1]) <= 0).all()
+    both = overlap(rows[:, 1:5], kept[:, 1:5]) * (rows[:, :1] == kept[:, 0])
+    surer = kept[:, -1] >= rows[:, -1:]
+    assert ((both * surer) > shared).any(1)[~np.isin(rows[:, -1], kept[:, -1])].all()
+    among = overlap(kept[:, 1:5], kept[:, 1:5]) * (kept[:, :1] == kept[:, 0])
+    assert (among - np.eye(len(kept)) <= shared + 1e-12).all()
+
+
 def test_overlap_is_intersection_over_union():
     found = overlap([BOX, FAR, (3, 3, 3, 3)], [BOX, (5, 0, 15, 10), (3, 3, 3, 3)])
     np.testing.assert_allclose(found, [[1, 1 / 3, 0], [0, 0, 0], [0, 0, 0]])
@@ -114,6 +145,7 @@ def test_overlap_is_intersection_over_union():
         (lambda: average_precision([NONE], [NONE[:, :5]]), "true: expected at least one box"),
         (lambda: average_precision([[1, 2]], [[(3, *BOX)]]), r"predicted\[0\]: expected"),
         (lambda: average_precision([NONE], [NONE]), r"true\[0\]: expected \(…, 5\), got \(0, 6\)"),
+        (lambda: suppressed([1, 2, 3]), r"boxes\[0\]: expected \(…, 6\)"),
         (lambda: average_precision([NONE], [[(3, *BOX)]], 0), "threshold: expected"),
         (lambda: average_precision([NONE], [[(3, *BOX)]], points=1), "points: expected None"),
     ],
