@@ -82,15 +82,16 @@ def test_three_witnesses_agree_for_any_kernel_and_dilation(
     options = {"variant": kind, "dilation": dilation, "causal": causal}
     expected = by_equations(*case, **options)
     assert_agree(by_hand(*case, **options), expected)
-    assert_agree(by_torch(*case, **options), expected)
-    assert_agree(by_torch(*case, impl="reference", **options), expected)
+    for impl in ("auto", "fused", "reference"):
+        assert_agree(by_torch(*case, impl=impl, **options), expected)
 
 
 @every_kind
 def test_far_out_they_agree_and_stay_finite(kind):
     case = problem(kind, scale=50.0)
     expected = by_equations(*case, variant=kind)
-    for found in (by_hand(*case, variant=kind), by_torch(*case, variant=kind)):
+    fused = by_torch(*case, variant=kind, impl="fused")
+    for found in (by_hand(*case, variant=kind), by_torch(*case, variant=kind), fused):
         for name, value in expected.items():
             assert np.isfinite(value).all()
             close(found[name], value)

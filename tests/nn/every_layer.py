@@ -118,6 +118,7 @@ CASES = [
     Case("ConvGRU2d of two stages", lambda: gates.ConvGRU2d(2, 3, 3, reset_after=False), "film"),
     Case("ConvRNN2d", lambda: gates.ConvRNN2d(2, 3, 3, padding_mode="circular"), "film"),
     Case("GatedConv1d", lambda: gates.GatedConv1d(5, 3, 3, 2)),
+    Case("GatedConv1d fused", lambda: gates.GatedConv1d(5, 3, 3, kind="swiglu", impl="fused")),
     Case("GatedConv1d of a length", lambda: gates.GatedConv1d(5, 3, 3, weight_norm=True)),
     Case("Gate", lambda: gates.Gate(4, 6)),
     Case("FeatureGate", lambda: gates.FeatureGate(4)),
