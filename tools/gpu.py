@@ -10,9 +10,9 @@ small lazy_loader; what is missing is said first, and may lie in a folder on PYT
 installed, git may be absent (`--commit`, or GATES_COMMIT, says what is measured).
 
 The parts are `ceilings` (a copy and matrix products, by CUDA events), `tests` (all that are marked
-`gpu`, in several processes at once), and the benchmarks `scan`, `recurrent`, `lstm`, `gru` and
-`highway`. Each has a limit. After each part `DIR/<device>.json` is written anew with what is known,
-so a call that is cut off leaves its figures; what the parts printed is in `DIR/gpu.log`.
+`gpu`, in several processes at once), and the benchmarks `scan`, `recurrent`, `lstm`, `gru`,
+`highway` and `glu`. Each has a limit. After each part `DIR/<device>.json` is written anew with what
+is known, so a call that is cut off leaves its figures; what the parts printed is in `DIR/gpu.log`.
 
 Without a CUDA device it says what it would do, and exits with 0.
 """
@@ -64,16 +64,22 @@ class Part:
 PARTS = (
     Part("ceilings", ("tools/gpu.py", "--measure-ceilings"), 45, "a copy and matrix products"),
     Part("tests", (), 220, "all tests marked gpu, several processes at once"),
-    Part("scan", ("benchmarks/triton_scan.py",), 85, "time scans beside a copy of the same bytes"),
+    Part("scan", ("benchmarks/triton_scan.py",), 75, "time scans beside a copy of the same bytes"),
     Part(
         "recurrent",
         ("benchmarks/recurrent.py", "--device", "cuda", "--rounds", "5"),
-        85,
+        75,
         "Recurrent beside the eager loop and cuDNN's LSTM",
     ),
-    Part("lstm", ("benchmarks/lstm.py", "--device", "cuda"), 30, "nn.LSTM beside torch's"),
-    Part("gru", ("benchmarks/gru.py", "--device", "cuda"), 30, "nn.GRU beside torch's"),
-    Part("highway", ("benchmarks/highway.py", "--device", "cuda"), 30, "Highway beside eager"),
+    Part("lstm", ("benchmarks/lstm.py", "--device", "cuda"), 25, "nn.LSTM beside torch's"),
+    Part("gru", ("benchmarks/gru.py", "--device", "cuda"), 25, "nn.GRU beside torch's"),
+    Part("highway", ("benchmarks/highway.py", "--device", "cuda"), 25, "Highway beside eager"),
+    Part(
+        "glu",
+        ("benchmarks/glu.py", "--device", "cuda", "--rounds", "9", "--no-compile"),
+        40,
+        "gates over features beside eager, a copy, and Liger where it is installed",
+    ),
 )
 
 

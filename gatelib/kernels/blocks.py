@@ -10,7 +10,7 @@ Values of lower precision are widened to float32 block by block, and results rou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -30,15 +30,19 @@ Named = Mapping[str, Tensor]
 def as_rows(given: Named, filled: Named) -> dict[str, Tensor]:
     """The same tensors, all of one shape, as matrices of one shape.
 
-    The rows are as long as the tensors allow. What is filled is viewed; what is given may be copied
-    where it can't be.
+    The values of a row lie side by side, in as long rows as most tensors allow. What is filled is
+    viewed; what is given is copied where it can't be.
     """
+    shape = next(iter(filled.values())).shape
     together = {**given, **filled}
     first = {v: _first_joined(t) for v, t in together.items()}
-    split = max(first.values())
-    if not all(_joins(t, 0, split) for t in filled.values()):
-        split = max(first[v] for v in filled)
-    shape = next(iter(filled.values())).shape
+
+    def fitting(names: Iterable[str], split: int) -> int:
+        return sum(first[v] <= split and _joins(together[v], 0, split) for v in names)
+
+    options = {max(first[v] for v in filled), *(first[v] for v in given if first[v] < len(shape))}
+    options = {split for split in options if fitting(filled, split) == len(filled)}
+    split = max(sorted(options), key=lambda split: fitting(given, split))
     size = shape[:split].numel(), shape[split:].numel()
     return {
         v: t.contiguous().view(size) if first[v] > split else t.reshape(size)
@@ -47,10 +51,12 @@ def as_rows(given: Named, filled: Named) -> dict[str, Tensor]:
 
 
 def _first_joined(tensor: Tensor) -> int:
-    """The first axis from which on all can be seen as one."""
+    """The first axis from which on all values lie side by side."""
     if tensor.is_contiguous():
         return 0
-    return next(k for k in range(tensor.dim() + 1) if _joins(tensor, k, tensor.dim()))
+    last = [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
+    axes = range(tensor.dim()) if last[-1] == 1 else ()
+    return next((k for k in axes if _joins(tensor, k, tensor.dim())), tensor.dim())
 
 
 def _joins(tensor: Tensor, start: int, stop: int) -> bool:

@@ -17,9 +17,11 @@ import torch
 
 from gatelib.kernels import launch, scan, scan_source, triton_source
 from gatelib.kernels.elementwise import BLOCK
+from gatelib.kernels.gated import gated_of
+from gatelib.kernels.glu import LANES
 from gatelib.spec import Spec
 
-__all__ = ["KernelReport", "compile_report", "compiled"]
+__all__ = ["KernelReport", "compile_report", "compiled", "gate_report"]
 
 SHAPE = (32, 1024, 1024)
 """(B, T, D) for which the kernels over time are compiled, if no other is given."""
@@ -33,7 +35,7 @@ class KernelReport:
 
     registers, spill_bytes: of a thread. shared_bytes, barriers: of a program. instructions: what a
     warp executes for a step of the loop over time, all of it counted; 0 for a kernel without one.
-    ahead: steps that are read at once.
+    ahead: steps that are read at once. loads, stores: bits of each access to the GPU's memory.
     """
 
     kernel: str
@@ -44,6 +46,8 @@ class KernelReport:
     barriers: int
     instructions: float
     ahead: int
+    loads: tuple[int, ...] = ()
+    stores: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -103,7 +107,26 @@ def _report(kernel: Any, arch: int, dtype: torch.dtype, fixed: dict[str, Any]) -
         barriers=sum(text.startswith("BAR") for _, text in code),
         instructions=len(first_loop(code)) / ahead if ahead else 0.0,
         ahead=ahead,
+        loads=_accesses(code, "LDG"),
+        stores=_accesses(code, "STG"),
     )
+
+
+def gate_report(
+    spec: Spec, arch: int = 90, dtype: torch.dtype = torch.float32, width: int = LANES
+) -> dict[str, KernelReport]:
+    """The kernels of a gate over features: forward, backward, and backward with the output again.
+
+    They are compiled as for rows of `width` lanes in a program, whose length and distances are
+    multiples of 16, and otherwise as in `compile_report`. Keys are "ahead", "back", "back_again".
+    """
+    if launch.interpreted():
+        raise RuntimeError("gate_report: unset TRITON_INTERPRET; the interpreter can't compile")
+    fixed = {"BLOCK_": LANES, "WIDTH_": width, "DTYPE_": launch.in_triton(dtype)}
+    return {
+        name: _report(launch.load(text)[f"{made.name}_rows"], arch, dtype, fixed)
+        for name, (text, made) in gated_of(spec).texts.items()
+    }
 
 
 def compiled(kernel: Any, arch: int, dtype: torch.dtype, fixed: Mapping[str, Any]) -> Any:
@@ -126,9 +149,12 @@ def _source(kernel: Any, dtype: torch.dtype, fixed: Mapping[str, Any]) -> Any:
 
     pointer = {2: "*bf16", 4: "*fp32", 8: "*fp64"}[dtype.itemsize]
     constants = {name: value for name, value in fixed.items() if name in kernel.arg_names}
-    types = {"count_": "i64", "steps_": "i32"} | dict.fromkeys(constants, "constexpr")
+    types = {"count_": "i64", "steps_": "i32", "rows_": "i32", "columns_": "i32"}
+    distances = [name for name in kernel.arg_names if name.endswith("_row_")]
+    types |= dict.fromkeys(distances, "i32") | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, pointer) for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name] == pointer]
+    whole = [*distances, "columns_", *(v for v, kind in signature.items() if kind == pointer)]
+    aligned = [i for i, name in enumerate(kernel.arg_names) if name in whole]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     return ASTSource(kernel, signature, constants, attributes)
 
@@ -147,6 +173,13 @@ def machine_code(cubin: bytes) -> list[tuple[int, str]]:
         raise RuntimeError(f"cuobjdump failed: {run.stderr.strip()}")
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?(\S[^;]*);", run.stdout)
     return [(int(address, 16), text.strip()) for address, text in found]
+
+
+def _accesses(code: list[tuple[int, str]], what: str) -> tuple[int, ...]:
+    """Bits of each load (LDG) or store (STG) of a thread."""
+    sizes = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
+    parts = [text.split()[0].split(".") for _, text in code if text.startswith(what)]
+    return tuple(next((sizes[p] for p in own if p in sizes), 32) for own in parts)
 
 
 def first_loop(code: list[tuple[int, str]]) -> list[str]:

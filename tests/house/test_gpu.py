@@ -144,8 +144,9 @@ def test_what_runs_on_a_gpu_imports_no_more_than_a_bare_machine_has():
     """Neither Hypothesis nor SciPy, in a process where importing them fails."""
     run = python(HIDE + COLLECT, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert int(re.search(r"(\d+) tests collected", run.stdout)[1]) > 150, run.stdout + run.stderr
-    modules = "triton_scan recurrent drop_in highway _harness".split()
+    modules = "triton_scan recurrent drop_in highway glu _harness".split()
     modules += ["tests.kernels.scan_cases", "tests.kernels.elementwise_cases"]
+    modules += ["tests.kernels.glu_cases"]
     imports = "\n".join(f"import {name}" for name in modules)
     run = python(f"{HIDE}sys.path.insert(0, 'benchmarks')\n{imports}", TRITON_INTERPRET="1")
     assert run.returncode == 0, run.stderr[-2000:]
