@@ -96,10 +96,11 @@ def test_nan_is_not_hidden():
             spec = Spec.parse(f"only_{function}", "x -> z", f"z = {function}(x)")
             value = elementwise(spec)(torch.full((3,), math.nan, device=DEVICE))
             assert value.isnan().all(), function
-    spec = Spec.parse("only_maximum", "x y -> z", "z = maximum(x, y)")
     nan, one = torch.full((3,), math.nan, device=DEVICE), torch.ones(3, device=DEVICE)
-    assert elementwise(spec)(nan, one).isnan().all()
-    assert elementwise(spec)(one, nan).isnan().all()
+    for function in ("maximum", "minimum"):
+        spec = Spec.parse(f"only_{function}", "x y -> z", f"z = {function}(x, y)")
+        assert elementwise(spec)(nan, one).isnan().all()
+        assert elementwise(spec)(one, nan).isnan().all()
 
 
 def test_no_elements_give_no_elements():

@@ -91,3 +91,4 @@ def test_numbers_are_written_so_that_triton_can_hold_them():
         parse("odd", "x -> y", "k = 0.9", "y = k*x")
     )
     assert "maximum(x, tl.full([BLOCK_], 0.5, DTYPE_))" in lines("maximum(x, 0.5)")
+    assert "minimum(tl.full([BLOCK_], 2.0, DTYPE_), x)" in lines("minimum(2, x)")

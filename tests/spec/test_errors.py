@@ -29,6 +29,7 @@ def refused(line: str, signature: str = "a c_prev -> c", text: str = INDENTED) -
         ("sigmiod(a)", 20, "`sigmiod` is not a known function.*; did you mean `sigmoid`"),
         ("Sigmoid(a)", 20, "did you mean `sigmoid`"),
         ("max(a, f)", 20, "did you mean `maximum`"),
+        ("min(a, f)", 20, "did you mean `minimum`"),
         ("2*c_pre", 22, "`c_pre` is neither an input nor defined above; did you mean `c_prev`"),
         ("2*tanh", 22, r"`tanh` is a function: write `tanh\(\.\.\.\)`"),
         ("tanh(a, f)", 20, r"`tanh` takes 1 argument\(s\), got 2"),

@@ -154,6 +154,25 @@ def test_torch_takes_the_maximum_with_a_number(text):
     assert spec.evaluate({"x": x}, "torch")["y"].tolist() == [0.5, 0.7]
 
 
+@pytest.mark.parametrize("text", ["y = minimum(x, 0.5)", "y = minimum(0.5, x)"])
+def test_torch_takes_the_minimum_with_a_number(text):
+    x = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    spec = Spec.parse("ceiling", "x -> y", text)
+    assert spec.evaluate({"x": x}, "torch")["y"].tolist() == [0.2, 0.5]
+
+
+def test_a_clamp_has_torchs_slope_on_both_sides_of_its_limits_and_at_them():
+    x = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    spec = Spec.parse("clamp", "x -> y", "y = maximum(-2, minimum(x, 2))")
+    leaf = x.clone().requires_grad_()
+    leaf.clamp(-2, 2).sum().backward()
+    given = {"x": x.numpy(), "g_y": np.ones(7)}
+    assert spec.vjp("").evaluate(given)["d_x"].tolist() == leaf.grad.tolist()
+    own = x.clone().requires_grad_()
+    spec.evaluate({"x": own}, "torch")["y"].sum().backward()
+    assert torch.equal(own.grad, leaf.grad)
+
+
 def test_an_unknown_language_is_refused():
     with pytest.raises(ValueError, match="language: expected one of"):
         lstm.LSTM.source("fortran")
