@@ -19,7 +19,11 @@ from tools.notebooks import code_cells, kind, tags
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
-NEW_FORM: tuple[str, ...] = ("06_lstm", "11_gmlp")  # chapters that page_rules.py holds to as well
+NEW_FORM: tuple[str, ...] = (
+    "06_lstm",
+    "10_glu",
+    "11_gmlp",
+)  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
     "Reference",
