@@ -78,15 +78,14 @@ def run(program: Program, given: Named, filled: Named) -> None:
     like = next(iter(filled.values()))
     if not like.numel():
         return
-    flat = like.dim() == 2
-    matrices = {**given, **filled} if flat else as_rows(given, filled)
+    matrices = {**given, **filled} if like.dim() == 2 else as_rows(given, filled)
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     narrow = [v for v, m in matrices.items() if m.dtype != wide]
     own = [*(v for v, shape in program.scratch.items() if shape == FULL), *narrow]
     rows, columns = matrices[next(iter(filled))].shape
     size = _block(rows, columns, (len(matrices) + len(own)) * wide.itemsize, like.device)
-    step, place = program.compile(), like.new_empty((len(own), *size), dtype=wide)
-    buffers = dict(zip(own, place.unbind(0), strict=True)) | _numbers(program, like, wide)
+    buffers = _buffers(program, own, size, like, wide)
+    step = program.compile()
     if not narrow and size == (rows, columns):
         buffers |= matrices
         step(*[buffers[v] for v in program.arguments])
@@ -107,9 +106,15 @@ def _cut(buffers: Named, shape: torch.Size, size: tuple[int, int]) -> Named:
     return buffers if shape == size else {v: b[: shape[0], : shape[1]] for v, b in buffers.items()}
 
 
-def _numbers(program: Program, like: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Buffers and constants of one value."""
-    made = {v: like.new_empty(1, 1, dtype=dtype) for v, s in program.scratch.items() if s != FULL}
+def _buffers(
+    program: Program, own: list[str], size: tuple[int, int], like: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Buffers of a block, one after the other in memory, and those and constants of one value."""
+    if not (own or program.scratch or program.constants):
+        return {}
+    place = like.new_empty((len(own), *size), dtype=dtype).unbind(0)
+    made = dict(zip(own, place, strict=True))
+    made |= {v: like.new_empty(1, 1, dtype=dtype) for v in program.scratch if v not in made}
     pairs = program.constants.items()
     return made | {v: like.new_full((1, 1), number, dtype=dtype) for v, (number, _) in pairs}
 
