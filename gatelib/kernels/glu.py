@@ -108,9 +108,10 @@ def gated_linear(
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     else:
         _check_one_dtype(given)
-    rows = packed.reshape(-1, packed.shape[-1])
+    flat = packed.dim() == 2
+    rows = packed if flat else packed.reshape(-1, packed.shape[-1])
     y = GATED_LINEAR(known.text, rows, weight, bias, gate == "second")[0]
-    return y.view(*packed.shape[:-1], len(weight))
+    return y if flat else y.view(*packed.shape[:-1], weight.shape[0])
 
 
 # ---- what both operators do --------------------------------------------------------------------
