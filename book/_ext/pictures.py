@@ -1,6 +1,6 @@
-"""Makes the pictures of the pages light: measured figures get a palette of 256 colours.
+"""Makes the pictures of the pages light, and lets films obey a reader's wish for little motion.
 
-Imports Sphinx and Pillow. Must not import gatelib or torch.
+Imports docutils, Sphinx and Pillow. Must not import gatelib or torch.
 
 The notebooks keep the pictures as drawn. A chart has few colours, so a palette loses nothing that
 can be seen, and a page stays below a megabyte.
@@ -8,11 +8,15 @@ can be seen, and a page stays below a megabyte.
 
 from __future__ import annotations
 
+import html
 import io
 from pathlib import Path
 
+from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
+
+FILM = 'id="film-'
 
 
 def lightened(content: bytes) -> bytes:
@@ -31,6 +35,25 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
             path.write_bytes(lightened(path.read_bytes()))
 
 
+def inlined(drawing: str, alt: str) -> str:
+    """A film as it stands in a page, with its description."""
+    start = drawing[drawing.index("<svg") :]
+    return start.replace('role="img"', f'role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def put_films(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """Replace every image that is a film by the film itself."""
+    if app.builder.format != "html":
+        return
+    for image in list(tree.findall(nodes.image)):
+        path = Path(app.srcdir, image["uri"])
+        if path.suffix == ".svg" and FILM in (drawing := path.read_text(encoding="utf-8")):
+            raw = nodes.raw("", inlined(drawing, image.get("alt", "")), format="html")
+            box = nodes.container("", raw, classes=["film"])
+            image.replace_self(box)
+
+
 def setup(app: Sphinx) -> None:
-    """Run when the pages are there."""
+    """Run when a page is read, and when all are there."""
+    app.connect("doctree-resolved", put_films)
     app.connect("build-finished", lighten)
