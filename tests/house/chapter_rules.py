@@ -21,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 NEW_FORM: tuple[str, ...] = (
     "06_lstm",
-    "10_glu",
-    "11_gmlp",
+NEW_FORM: tuple[str, ...] = ("06_lstm", "10_glu", "11_gmlp", "12_vision")  # page_rules.py too
 )  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
