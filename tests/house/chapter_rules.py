@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 NEW_FORM: tuple[str, ...] = (
     "06_lstm",
-NEW_FORM: tuple[str, ...] = ("06_lstm", "10_glu", "11_gmlp", "12_vision")  # page_rules.py too
+    "10_glu",
+    "11_gmlp",
+    "12_vision",
 )  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
