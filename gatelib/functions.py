@@ -98,6 +98,25 @@ def _elementwise(
     return FUNCTIONS[name]
 
 
+def _largest(*arguments: Expr) -> Expr:
+    """SymPy's Max, of floats where it can't tell exact numbers apart, such as 0 and gelu(-100)."""
+    return _of_floats(sp.Max, arguments)
+
+
+def _smallest(*arguments: Expr) -> Expr:
+    """SymPy's Min likewise."""
+    return _of_floats(sp.Min, arguments)
+
+
+def _of_floats(choose: Callable[..., Expr], arguments: tuple[Expr, ...]) -> Expr:
+    try:
+        return choose(*arguments)
+    except ValueError:
+        known = map(sp.sympify, arguments)
+        values = (v.evalf(17, maxn=10_000) if v.is_number else v for v in known)
+        return choose(*(sp.Float(float(v)) if v.is_number else v for v in values))
+
+
 def _over_features(
     name: str, tex: str, pull: Callable[..., Expr], push: Callable[..., Expr] | None = None
 ) -> Any:
@@ -132,7 +151,7 @@ tanh: Any = _elementwise(
     lambda x: (1 - sp.exp(-2 * x)) / (1 + sp.exp(-2 * x)),
 )
 identity: Any = _elementwise("identity", _roman("id"), lambda y, x: (sp.S.One,), lambda x: x)
-relu: Any = _elementwise("relu", _roman("relu"), lambda y, x: (step(x),), lambda x: sp.Max(0, x))
+relu: Any = _elementwise("relu", _roman("relu"), lambda y, x: (step(x),), lambda x: _largest(0, x))
 exp: Any = _elementwise("exp", r"\exp", lambda y, x: (y,), sp.exp)
 log: Any = _elementwise("log", r"\log", lambda y, x: (1 / x,), sp.log)
 sqrt: Any = _elementwise("sqrt", _roman("sqrt"), lambda y, x: (1 / (2 * y),), sp.sqrt)
@@ -167,20 +186,20 @@ hardsigmoid: Any = _elementwise(
     "hardsigmoid",
     _roman("hardsigmoid"),
     lambda y, x: (step(x + 3) * step(3 - x) / 6,),
-    lambda x: sp.Min(1, sp.Max(0, x + 3) / 6),
+    lambda x: _smallest(1, _largest(0, x + 3) / 6),
 )
 maximum: Any = _elementwise(
     "maximum",
     r"\max",
     lambda y, a, b: (step(a - b), 1 - step(a - b)),
-    sp.Max,
+    _largest,
     arguments=2,
 )
 minimum: Any = _elementwise(
     "minimum",
     r"\min",
     lambda y, a, b: (1 - step(a - b), step(a - b)),
-    sp.Min,
+    _smallest,
     arguments=2,
 )
 

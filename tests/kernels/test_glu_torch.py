@@ -105,7 +105,8 @@ def test_a_graph_is_the_same_by_the_dispatcher_and_by_the_shorter_way():
         y = gated_linear(SWIGLU, *leaves)
         long = gradients(y, leaves)
     assert all(map(torch.equal, short, long))
-    assert {"gatelib.gated_linear.default", "gatelib.gated_linear_backward.default"} <= set(seen)
+    names = {name.split(".")[1] for name in seen}
+    assert {"gated_linear", "gated_linear_backward"} <= names
 
 
 # --- what is refused --------------------------------------------------------------------------

@@ -72,6 +72,8 @@ def everything(module, x):
     y = module(x)
     seed = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)
     wanted = (x, *module.parameters())
+    if not y.requires_grad:  # steps alone, which have no slope
+        return [y, *map(torch.zeros_like, wanted)]
     return [y, *torch.autograd.grad(y, wanted, seed, allow_unused=True, materialize_grads=True)]
 
 

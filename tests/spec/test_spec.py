@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gatelib.equations import gate, lstm
 from gatelib.equations.gru import GRU
 from gatelib.functions import FUNCTIONS, Elementwise
-from gatelib.spec import Spec, SpecError
+from gatelib.spec import Spec, SpecError, symbol
 
 RATIONAL = Spec.parse(
     "rational", "x y z -> u", "u = x*y/(z*z) - x/2 - (y - z)*x/3 + x**3 - 1/(1 + y*y)"
@@ -363,3 +363,18 @@ def test_text_that_is_no_spec_is_refused():
 def test_a_root_is_set_as_a_root():
     spec = Spec.parse("root", "p -> q", "q = 1/(sqrt(p) + sqrt(1 + p))")
     assert spec.latex().count(r"\sqrt{") == 2 and "operatorname" not in spec.latex()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("maximum(2, gelu(-1e2))*x", 6.0),
+        ("minimum(0, gelu(-1e2)) + x", 3.0),
+        ("relu(gelu(-1e2)) + x", 3.0),
+        ("maximum(x, gelu(-100))", 3.0),
+    ],
+)
+def test_numbers_that_sympy_cannot_tell_apart_are_compared_as_floats(text, value):
+    spec = Spec.parse("near", "x -> y", f"y = {text}")
+    assert spec.evaluate({"x": np.array([3.0])})["y"] == [value]
+    assert float(spec.compose()["y"].subs(symbol("x"), 3)) == value
