@@ -194,7 +194,7 @@ class GatedConv1d(nn.Module):
         return gated
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the convolution was made with."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         text += f", dilation={self.dilation}, causal={self.causal}"
         more = f"weight_norm={self.weight_norm}, bias={self.bias is not None}"

@@ -188,7 +188,7 @@ class GLU(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the gate was made with."""
         kind = f"kind={self.gating.spec.name!r}"
         return f"dim={self.dim}, {kind}, gate={self.gate!r}, impl={self.impl!r}"
 
@@ -301,7 +301,7 @@ class GatedMLP(nn.Module):
         return self.gating.values(*self.gating.halves(self._packed(input)))
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the layer was made with."""
         sizes = f"{self.features}, hidden={self.hidden}, out_features={self.out_features}"
         more = f"bias={self.bias_in is not None}, impl={self.impl!r}"
         return f"{sizes}, kind={self.gating.spec.name!r}, {more}"

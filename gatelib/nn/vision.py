@@ -152,7 +152,7 @@ class SqueezeExcitation(_ChannelGate):
         return F.conv2d(torch.relu(hidden), self.weight_out[:, :, None, None], self.bias_out)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the squeeze was made with."""
         flags = f"bias={self.bias_in is not None}, shift={self.shift}, pooled={self.pooled}"
         return f"{self.channels}, hidden={self.hidden}, kind={self.kind!r}, {flags}"
 
@@ -214,7 +214,7 @@ class ECA(_ChannelGate):
         return mixed.mT[..., None]
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the attention over channels was made with."""
         return f"{self.channels}, kernel_size={self.kernel_size}, kind={self.kind!r}"
 
 
@@ -309,7 +309,7 @@ class FiLM(nn.Module):
         return found | ({"gate": torch.sigmoid(found["gate"])} if "gate" in found else {})
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """What the block was made with."""
         return f"{self.condition_features}, {self.channels}, kind={self.kind!r}"
 
 

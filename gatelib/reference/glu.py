@@ -92,7 +92,7 @@ class Product:
     gated = True
 
     def value(self, a: Array, v: Array) -> Array:
-        """y."""
+        """The gated value y, (..., H), of preactivations and values."""
         return ACTIVATIONS[self.activation][0](a) * v
 
     def slopes(self, a: Array, v: Array) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ class Squashed:
     gated = True
 
     def value(self, a: Array, v: Array) -> Array:
-        """y."""
+        """The gated value y, with the value squashed too."""
         return sigmoid(a) * np.tanh(v)
 
     def slopes(self, a: Array, v: Array) -> tuple[Array, Array]:
@@ -127,7 +127,7 @@ class Clamped:
     gated = True
 
     def value(self, a: Array, v: Array) -> Array:
-        """y."""
+        """The gated value y of inputs within the limit."""
         c, u = np.minimum(a, self.limit), np.clip(v, -self.limit, self.limit)
         return c * sigmoid(self.alpha * c) * (u + self.shift)
 
@@ -148,7 +148,7 @@ class Softcapped:
     gated = True
 
     def value(self, a: Array, v: Array) -> Array:
-        """y."""
+        """The gated value y between soft caps."""
         return self.gate * np.tanh(a / self.gate) * sigmoid(a) * self.cap * np.tanh(v / self.cap)
 
     def slopes(self, a: Array, v: Array) -> tuple[Array, Array]:
