@@ -309,7 +309,7 @@ class FiLM(nn.Module):
         return found | ({"gate": torch.sigmoid(found["gate"])} if "gate" in found else {})
 
     def extra_repr(self) -> str:
-        """What the block was made with."""
+        """What the modulation was made with."""
         return f"{self.condition_features}, {self.channels}, kind={self.kind!r}"
 
 
