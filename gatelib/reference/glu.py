@@ -166,7 +166,7 @@ class Unit:
     gated = False
 
     def value(self, a: Array) -> Array:
-        """y."""
+        """The activated value y of preactivations alone."""
         return ACTIVATIONS[self.activation][0](a)
 
     def slopes(self, a: Array) -> tuple[Array]:
