@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import sympy as sp
 import torch
 from hypothesis import strategies as st
 
@@ -198,6 +199,121 @@ def test_attention_compiles_as_one_graph_and_runs_under_autocast():
         torch.testing.assert_close(compiled(q, k, lengths)[0], expected)
         with torch.autocast("cpu", torch.bfloat16):
             assert (module(q, k, lengths)[0] - expected).abs().max() < 0.1
+
+
+# ---- sinks, gates and forgetting, proven on the equations --------------------------------------
+
+
+def on_three(spec, shared=(), mask=(1, 1, 1), **given):
+    """A read at three positions, written out."""
+    return equations.written_out(spec, 3, shared, mask=mask, **given)
+
+
+def test_a_dropped_sink_is_an_output_gate_on_the_read_without_it():
+    """softmax over [e, s] with s dropped = σ(lse − s) · softmax over e, masked or not."""
+    for mask in ((1, 1, 1), (1, 0, 1), (0, 1, 0)):
+        sink = on_three(equations.SINK_READ, "s", mask)["c"][0]
+        gated = on_three(equations.SINK_AS_GATE, "s", mask)["c"][0]
+        assert sp.simplify(sink - gated) == 0
+
+
+def test_the_gradient_of_a_sink_is_that_of_the_gate():
+    """∂c/∂s = −t (1 − t) o, exactly, with t = σ(lse − s) and o the read without the sink."""
+    sink = on_three(equations.SINK_READ, "s")
+    gated = on_three(equations.SINK_AS_GATE, "s")
+    t, o, s = gated["t"][0], gated["o"][0], sink["s"][0]
+    assert sp.simplify(sp.diff(sink["c"][0], s) + t * (1 - t) * o) == 0
+    assert str(dict(equations.SINK_AS_GATE.vjp().equations)[sp.Symbol("d_s", real=True)]) == (
+        "-d_t*t*(1 - t)"
+    )
+
+
+def test_what_the_positions_of_a_sink_keep_is_the_gate():
+    sink, gated = (on_three(s, "s") for s in (equations.SINK_READ, equations.SINK_AS_GATE))
+    assert sp.simplify(sum(sink["g"]) - gated["t"][0]) == 0
+
+
+def test_a_row_without_a_live_position_reads_nothing_from_a_sink_and_0_over_0_from_a_softmax():
+    shut = (0, 0, 0)
+    assert on_three(equations.SINK_READ, "s", shut)["c"][0] == 0
+    assert on_three(equations.SIGMOID_READ, "n", shut)["c"][0] == 0
+    for spec in (equations.MASKED, equations.FORGET_READ, equations.GATED_READ):
+        assert on_three(spec, (), shut)["c"][0] is sp.nan
+
+
+def test_a_score_of_minus_infinity_is_a_mask():
+    e = sp.Symbol("e_2", real=True)
+    for spec, shared in ((equations.MASKED, ()), (equations.SINK_READ, "s")):
+        masked = on_three(spec, shared, (1, 0, 1))["c"][0]
+        assert sp.simplify(sp.limit(on_three(spec, shared)["c"][0], e, -sp.oo) - masked) == 0
+
+
+def test_sigmoids_at_equal_scores_open_by_one_in_n_plus_one():
+    found = on_three(equations.SIGMOID_READ, "n", e=(0, 0, 0))["g"][1]
+    n = sp.Symbol("n", real=True)
+    assert sp.simplify(found - 1 / (n + 1)) == 0
+
+
+def test_forgetting_with_a_constant_gate_is_alibi_with_the_slope_of_its_logarithm():
+    """l_i − l_j = Σ log f over j < k ≤ i: the slope m is the mean of −log f over that span."""
+    f = sp.symbols("f_1:5", positive=True)
+    sums = [sp.Add(*map(sp.log, f[: j + 1])) for j in range(4)]
+    slopes = [-sp.Add(*map(sp.log, f[j + 1 :])) / (3 - j) for j in range(3)]
+    forgetting = on_three(equations.FORGET_READ, l_i=[sums[3]] * 3, l_j=sums[:3])
+    alibi = on_three(equations.ALIBI_READ, m=slopes, r=(3, 2, 1))
+    for ours, theirs in zip(forgetting["s"], alibi["s"], strict=True):
+        assert sp.simplify(ours - theirs) == 0
+    for slope in slopes:
+        assert sp.simplify(slope.subs(dict.fromkeys(f, f[0])) + sp.log(f[0])) == 0
+
+
+def test_the_jacobian_of_a_gated_score():
+    """∂g_i/∂e_j = t_j g_i (δ_ij − g_j), and ∂g_i/∂a_j = e_j t_j (1 − t_j) g_i (δ_ij − g_j)."""
+    found = on_three(equations.GATED_READ)
+    g, t, e, a = (found[name] for name in "gtea")
+    for i in range(3):
+        for j in range(3):
+            softmax = g[i] * (int(i == j) - g[j])
+            assert sp.simplify(sp.diff(g[i], e[j]) - t[j] * softmax) == 0
+            by_gate = e[j] * t[j] * (1 - t[j]) * softmax
+            assert sp.simplify(sp.diff(g[i], a[j]) - by_gate) == 0
+
+
+def test_one_gate_for_all_scores_of_a_query_moves_them_by_their_distance_from_the_mean_score():
+    """∂g_i/∂a = t (1 − t) g_i (e_i − Σ g e): nothing where all scores are equal."""
+    found = on_three(equations.GATED_READ, "a")
+    g, t, e, a = (found[name] for name in "gtea")
+    mean = sum(share * score for share, score in zip(g, e, strict=True))
+    for i in range(3):
+        expected = t[0] * (1 - t[0]) * g[i] * (e[i] - mean)
+        assert sp.simplify(sp.diff(g[i], a[0]) - expected) == 0
+    assert sp.simplify(sp.diff(g[0], a[0]).subs(dict.fromkeys(e, e[0]))) == 0
+
+
+def test_a_shut_score_gate_reads_the_mean_and_a_shut_output_gate_nothing():
+    a, e = sp.Symbol("a", real=True), on_three(equations.GATED_READ, "a")
+    mean = on_three(equations.READ)["v"]
+    assert sp.simplify(sp.limit(e["c"][0], a, -sp.oo) - sp.Add(*mean) / 3) == 0
+    assert equations.OUTPUT_GATE.limit(a=-sp.oo).compose()["y"] == 0
+
+
+def test_a_gate_of_the_score_is_a_gate_of_the_query():
+    gated = on_three(equations.GATED_SCORE, "d")
+    gate = equations.OUTPUT_GATE.compose()["y"]
+    scaled = on_three(equations.SCALED, "d")["e"][0]
+    for j in (1, 2, 3):
+        names = {"a": f"a_{j}", "o": f"q_{j}"}
+        own = gate.subs(
+            {sp.Symbol(k, real=True): sp.Symbol(v, real=True) for k, v in names.items()}
+        )
+        scaled = scaled.subs(sp.Symbol(f"q_{j}", real=True), own)
+    assert sp.simplify(scaled - gated["e"][0]) == 0
+
+
+def test_only_sums_means_and_softmax_are_written_out():
+    spec = equations.READ.replace("normed", g="normalize(e)")
+    with pytest.raises(ValueError, match="spec: expected sums, means and softmax"):
+        equations.written_out(spec, 3)
 
 
 # ---- errors ----------------------------------------------------------------------------------
