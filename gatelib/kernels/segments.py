@@ -1,0 +1,394 @@
+"""Gated experts over segments of rows: pairs sorted by expert, one product a segment, summed again.
+
+Imports torch, gatelib.spec, and of gatelib.kernels gated, glu, launch and operator.
+Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
+
+Each of N tokens goes to k experts: N*k pairs. A stable sort puts the pairs of one expert side by
+side, and all that is done is done for such segments. `gatelib::experts_mlp` keeps for the backward
+pass its arguments, the packed preactivations of the pairs and their order: nothing grows with the
+number of experts. What an expert gives isn't kept, since with y = sum_e w_e W_e a_e the gradient of
+w_e is <W_e^T dy, a_e>, and W_e^T dy is needed in any case. A token's outputs are summed in the
+order of its experts, always, so a second run gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+
+from gatelib.kernels import glu, launch
+from gatelib.kernels.gated import Gated, gated_of_text
+from gatelib.kernels.operator import Operator
+from gatelib.spec import Spec
+
+__all__ = ["Segments", "experts_mlp", "experts_mlp_reference", "segments"]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Pairs (token, slot) in the order of their experts.
+
+    order: (N*k,), which pair stands where, as token*k + slot. Pairs of one expert lie side by side
+        in the order of their tokens; those without an expert come last.
+    token: (N*k,), the token of each.
+    counts: (E,), how many pairs each expert has.
+    offsets: (E,), int32, where each expert's pairs end: what `F.grouped_mm` calls `offs`.
+    """
+
+    order: Tensor
+    token: Tensor
+    counts: Tensor
+    offsets: Tensor
+
+    def parts(self) -> Iterator[tuple[int, slice]]:
+        """(expert, where its pairs stand) of each expert; a GPU has to be waited for."""
+        start = 0
+        for expert, stop in enumerate(self.offsets.tolist()):
+            yield expert, slice(start, stop)
+            start = stop
+
+
+def segments(indices: Tensor, experts: int) -> Segments:
+    """Sort pairs by expert; stable, so that the result depends on the indices alone.
+
+    Args:
+        indices: (N, k), whole numbers; one below 0, or of `experts` and more, says that the pair
+            has no expert: dropped, padded, or an expert that is none of these.
+        experts: E.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    _check_indices(indices)
+    if indices.dim() != 2:
+        raise ValueError(f"indices: expected (N, k), got {tuple(indices.shape)}")
+    return _segments(indices, experts)
+
+
+def _segments(indices: Tensor, experts: int) -> Segments:
+    flat = indices.reshape(-1)
+    key = flat.masked_fill((flat < 0) | (flat >= experts), experts)
+    found, order = torch.sort(key, stable=True)
+    numbers = torch.arange(experts, dtype=found.dtype, device=found.device)
+    offsets = torch.searchsorted(found, numbers, right=True)
+    counts = torch.diff(offsets, prepend=offsets.new_zeros(1))
+    return Segments(order, order // max(1, indices.shape[1]), counts, offsets.int())
+
+
+def experts_mlp(
+    spec: Spec | Gated,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+) -> Tensor:
+    """Gated MLPs, one an expert, each on the tokens that go to it, and their weighted sum.
+
+        a, v = W_in[e] x;   y = sum over slots of weights * W_out[e] f(a, v),   e = indices[slot]
+
+    Args:
+        spec: one input or two, the gate's preactivation first, and one output, elementwise. Inside
+            `torch.compile` pass `gated_of(spec)`, made outside.
+        x: (..., D).
+        indices: (..., k), whole numbers; see `segments` for pairs without an expert, which add
+            nothing.
+        weights: (..., k), of x's type or of float32.
+        weight_in: (E, G*H, D), with G inputs of the Spec, the gate's rows first.
+        weight_out: (E, O, H).
+
+    Returns:
+        (..., O), of x's type. The sum over slots is in float32 at least and rounded once. Under
+        autocast x and both stacks are rounded to its type.
+
+    All derivatives are those of the formula, of second order too. vmap runs it once for each index;
+    a compiled graph holds it as one node.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    known = glu._read(spec)
+    x, weight_in, weight_out = _narrowed(x, weight_in, weight_out)
+    _check(known, x, indices, weights, weight_in, weight_out)
+    rows, slots = x.reshape(-1, x.shape[-1]), indices.shape[-1]
+    pairs = indices.reshape(len(rows), slots), weights.reshape(len(rows), slots)
+    save = _may_need_gradient(x, weights, weight_in, weight_out)
+    y = EXPERTS(known.text, rows, *pairs, weight_in, weight_out, save)[0]
+    return y.view(*x.shape[:-1], weight_out.shape[1])
+
+
+def experts_mlp_reference(
+    spec: Spec | Gated,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+) -> Tensor:
+    """The same, expert by expert, under autograd; arguments and result as in `experts_mlp`.
+
+    Where no value can be looked at, in a graph that is traced or inside of torch.func, every expert
+    runs on all tokens: E/k times the work.
+    """
+    known = glu._read(spec)
+    x, weight_in, weight_out = _narrowed(x, weight_in, weight_out)
+    _check(known, x, indices, weights, weight_in, weight_out)
+    rows, slots = x.reshape(-1, x.shape[-1]), indices.shape[-1]
+    pairs = indices.reshape(len(rows), slots), weights.reshape(len(rows), slots)
+    y = _plain(known, rows, *pairs, weight_in, weight_out)
+    return y.view(*x.shape[:-1], weight_out.shape[1])
+
+
+# ---- the plain form ----------------------------------------------------------------------------
+
+
+def _plain(
+    known: Gated,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+) -> Tensor:
+    wide = launch.compute_dtype(x.dtype)
+    y = x.new_zeros(len(x), weight_out.shape[1], dtype=wide)
+    seen = _can_be_looked_at()
+    for expert, (w_in, w_out) in enumerate(zip(weight_in, weight_out, strict=True)):
+        chosen = indices == expert
+        if seen:
+            token, slot = chosen.nonzero(as_tuple=True)
+            own = _one(known, x[token], w_in, w_out).to(wide) * weights[token, slot, None]
+            y = y.index_add(0, token, own)
+        else:
+            weight = weights.masked_fill(~chosen, 0).sum(-1, keepdim=True)
+            own = _one(known, x, w_in, w_out).to(wide) * weight
+            y = y + torch.where(chosen.any(-1, keepdim=True), own, 0)
+    return y.to(x.dtype)
+
+
+def _one(known: Gated, x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
+    """One expert's output, under autograd."""
+    with torch.autocast(x.device.type, enabled=False):
+        parts = F.linear(x, weight_in).chunk(len(known.inputs), -1)
+        wide = launch.compute_dtype(x.dtype)
+        a: Tensor = known.in_torch(*(part.to(wide) for part in parts))
+        return F.linear(a.to(x.dtype), weight_out)
+
+
+def _can_be_looked_at() -> bool:
+    """Whether values of tensors are known here: nothing traces or maps them."""
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return False
+    return torch._C._get_tracing_state() is None and peek_interpreter_stack() is None
+
+
+# ---- a loop over the segments ------------------------------------------------------------------
+
+
+def _loop(
+    known: Gated, x: Tensor, where: Segments, weights: Tensor, maps: Sequence[Tensor], save: bool
+) -> list[Tensor]:
+    """[y] or [y, packed]."""
+    (weight_in, weight_out), wide = maps, launch.compute_dtype(x.dtype)
+    outputs, size = weight_out.shape[1:]
+    most = max((at.stop - at.start for _, at in where.parts()), default=0)
+    kept = x.new_empty(len(where.order) if save else most, weight_in.shape[1])
+    rows, product = x.new_empty(most, x.shape[1]), x.new_empty(most, size)
+    own, scaled = x.new_empty(most, outputs), x.new_empty(most, outputs, dtype=wide)
+    y = x.new_zeros(len(x), outputs, dtype=wide)
+    w = weights.reshape(-1, 1).to(wide)[where.order]
+    for expert, at in where.parts():
+        count, token = at.stop - at.start, where.token[at]
+        packed = kept[at] if save else kept[:count]
+        torch.index_select(x, 0, token, out=rows[:count])
+        torch.mm(rows[:count], weight_in[expert].t(), out=packed)
+        _fill(known, "ahead", {}, packed, {known.output: product[:count]})
+        torch.mm(product[:count], weight_out[expert].t(), out=own[:count])
+        torch.mul(own[:count], w[at], out=scaled[:count])
+        y.index_add_(0, token, scaled[:count])
+    return [y.to(x.dtype), kept] if save else [y.to(x.dtype)]
+
+
+def _loop_back(
+    known: Gated,
+    d_y: Tensor,
+    x: Tensor,
+    where: Segments,
+    weights: Tensor,
+    maps: Sequence[Tensor],
+    packed: Tensor,
+) -> list[Tensor]:
+    """Gradients of x, weights and both stacks."""
+    (weight_in, weight_out), wide = maps, launch.compute_dtype(x.dtype)
+    most = max((at.stop - at.start for _, at in where.parts()), default=0)
+    sizes = x.shape[1], weight_out.shape[1], weight_out.shape[2], weight_out.shape[2]
+    buffers = [x.new_empty(most, size) for size in sizes]
+    d_packed, d_rows = x.new_empty(most, weight_in.shape[1]), x.new_empty(most, x.shape[1])
+    scaled = x.new_empty(most, x.shape[1], dtype=wide)
+    d_in, d_out = (x.new_empty(m.shape) for m in maps)
+    d_x, d_w = x.new_zeros(x.shape, dtype=wide), x.new_zeros(len(where.order), 1, dtype=wide)
+    w = weights.reshape(-1, 1).to(wide)[where.order]
+    for expert, at in where.parts():
+        count, token = at.stop - at.start, where.token[at]
+        rows, d_own, slope, product = (b[:count] for b in buffers)
+        back, turned = d_packed[:count], d_rows[:count]
+        torch.index_select(x, 0, token, out=rows)
+        torch.index_select(d_y, 0, token, out=d_own)
+        torch.mm(d_own, weight_out[expert], out=slope)
+        given, filled = {known.seed: slope}, {known.output: product}
+        _fill(known, "back_again", given, packed[at], filled, back)
+        d_w[where.order[at], 0] = torch.linalg.vecdot(slope.to(wide), product.to(wide))
+        torch.mm(d_own.t(), product.mul_(w[at]), out=d_out[expert])
+        torch.mm(back.mul_(w[at]).t(), rows, out=d_in[expert])
+        torch.mm(back, weight_in[expert], out=turned)
+        d_x.index_add_(0, token, scaled[:count].copy_(turned))
+    return [d_x.to(x.dtype), d_w.view(weights.shape).to(weights.dtype), d_in, d_out]
+
+
+def _fill(
+    known: Gated,
+    what: str,
+    given: dict[str, Tensor],
+    packed: Tensor,
+    filled: dict[str, Tensor],
+    d_packed: Tensor | None = None,
+) -> None:
+    """Run one of the gate's programs on packed preactivations."""
+    given = given | glu._named(known, [packed], -1, False)
+    if d_packed is not None:
+        parts = glu._named(known, [d_packed], -1, False).values()
+        filled = filled | dict(zip(known.adjoints, parts, strict=True))
+    glu._run(known, what, given, filled)
+
+
+# ---- gatelib::experts_mlp ----------------------------------------------------------------------
+
+
+def _forward(
+    spec: str,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    save: bool,
+) -> list[Tensor]:
+    """[y], and where it is to be saved: packed preactivations and order of the pairs, counts."""
+    where = _segments(indices, len(weight_in))
+    with torch.autocast(x.device.type, enabled=False):
+        maps = weight_in, weight_out
+        found = _loop(gated_of_text(spec), x, where, weights, maps, save)
+    return [*found, where.order, where.offsets] if save else found
+
+
+def _shapes(
+    spec: str,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    save: bool,
+) -> list[Tensor]:
+    y, pairs = x.new_empty(x.shape[0], weight_out.shape[1]), indices.shape[0] * indices.shape[1]
+    if not save:
+        return [y]
+    order = indices.new_empty(pairs, dtype=torch.int64)
+    offsets = indices.new_empty(weight_in.shape[0], dtype=torch.int32)
+    return [y, x.new_empty(pairs, weight_in.shape[1]), order, offsets]
+
+
+def _backward(
+    d_results: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
+    spec: str,
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    save: bool,
+) -> list[Tensor]:
+    """Gradients of x, weights and both stacks."""
+    (d_y,), (packed, order, offsets) = d_results, kept
+    assert d_y is not None
+    counts = torch.diff(offsets, prepend=offsets.new_zeros(1))
+    where = Segments(order, order // max(1, indices.shape[1]), counts, offsets)
+    with torch.autocast(x.device.type, enabled=False):
+        maps = weight_in, weight_out
+        return _loop_back(gated_of_text(spec), d_y, x, where, weights, maps, packed)
+
+
+EXPERTS = Operator(
+    "experts_mlp",
+    forward=_forward,
+    shapes=_shapes,
+    results=lambda *arguments: 1,
+    backward=_backward,
+    kept=lambda outputs, count: outputs[count:],
+    plain=lambda spec, *given: [_plain(gated_of_text(spec), *given[:-1])],
+)
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def _may_need_gradient(*tensors: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    inside = not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+    return inside or any(t.requires_grad for t in tensors)
+
+
+def _narrowed(x: Any, *stacks: Any) -> tuple[Tensor, ...]:
+    """As autocast wants them."""
+    given = {"x": x, "weight_in": stacks[0], "weight_out": stacks[1]}
+    tensors = [glu._check_floating(name, value) for name, value in given.items()]
+    kind = tensors[0].device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+    return tuple(tensors)
+
+
+def _check_indices(indices: object) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices: expected a tensor, got {type(indices).__name__}")
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"indices: expected int64 or int32, got {indices.dtype}")
+
+
+def _check(
+    known: Gated, x: Tensor, indices: Any, weights: Any, weight_in: Tensor, weight_out: Tensor
+) -> None:
+    _check_indices(indices)
+    glu._check_floating("weights", weights)
+    if weight_out.dim() != 3 or not len(weight_out):
+        raise ValueError(f"weight_out: expected (E, O, H), got {tuple(weight_out.shape)}")
+    if x.dim() < 1:
+        raise ValueError(f"x: expected (..., D), got {tuple(x.shape)}")
+    experts, _, size = weight_out.shape
+    shape = experts, size * len(known.inputs), x.shape[-1]
+    if tuple(weight_in.shape) != shape:
+        raise ValueError(
+            f"weight_in: expected (E, G*H, D) = {shape} to go with x {tuple(x.shape)} and "
+            f"weight_out {tuple(weight_out.shape)}, got {tuple(weight_in.shape)}"
+        )
+    if indices.dim() != x.dim() or indices.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"indices: expected {(*x.shape[:-1], 'k')} to go with x {tuple(x.shape)}, got "
+            f"{tuple(indices.shape)}"
+        )
+    launch.check_like("indices", indices, indices.shape, "x", x)
+    launch.check_like("weights", weights, indices.shape, "indices", indices)
+    wide = launch.compute_dtype(x.dtype)
+    launch.check_dtype("weights", weights, [x.dtype, wide], "x")
+    for name, stack in (("weight_in", weight_in), ("weight_out", weight_out)):
+        launch.check_like(name, stack, stack.shape, "x", x)
+        launch.check_dtype(name, stack, [x.dtype], "x")
