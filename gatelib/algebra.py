@@ -306,7 +306,12 @@ def pull(expression: Expr, symbol: Expr, adjoint: Expr, values: Values) -> Expr:
 
 
 def _through(function: OverFeatures, moved: Expr, values: Values, way: str) -> Expr:
-    """An adjoint pulled back, or a tangent pushed forward, by the function's own rule."""
+    """An adjoint pulled back, or a tangent pushed forward, by the function's own rule.
+
+    The rules are linear: 0 stays 0, and no line says total(0).
+    """
+    if moved == 0:
+        return sp.S.Zero
     rule = getattr(function.func(ARGUMENTS[0]), way)(MOVED, VALUE)
     given = {ARGUMENTS[0]: function.args[0], MOVED: moved, VALUE: values.get(function, function)}
     return _by_rule(rule, given, values)

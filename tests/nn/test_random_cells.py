@@ -113,7 +113,7 @@ def layer_or_reject(written):
     assume(not OWN & set(cell(spec).vectors))
     try:
         spec.vjp()
-    except SpecError as error:  # a backward pass may be refused as a text may: it totals a 0
+    except SpecError as error:  # a total of equal adjoints has no text: mean(total(u) + v)
         assume(not LEGITIMATE.search(str(error)))
         raise
     return layer_of(spec)

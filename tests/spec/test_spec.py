@@ -226,6 +226,15 @@ def test_a_backward_pass_that_would_sum_equal_adjoints_is_refused():
         spec.vjp()
 
 
+@pytest.mark.parametrize("inner", ["total(u**2)", "softmax(u)", "mean(v*u)", "normalize(u)"])
+def test_a_slope_of_0_is_not_summed_over_the_features(inner):
+    alone = Spec.parse("flat", "u v -> y", f"y = v + step({inner})")
+    assert [str(value) for _, value in alone.vjp().equations] == ["0", "g_y"]
+    beside = Spec.parse("flat", "u v -> y", f"y = v*tanh(u) + maximum(step({inner}), 0)")
+    smooth = Spec.parse("flat", "u v -> y", "y = v*tanh(u)")
+    assert [e for _, e in beside.vjp().equations] == [e for _, e in smooth.vjp().equations]
+
+
 def test_an_equation_made_by_hand_may_use_only_what_stands_above_it():
     x, y, z = (sp.Symbol(name, real=True) for name in "xyz")
     with pytest.raises(SpecError, match="`y` uses `z`, neither an input nor defined above"):
