@@ -36,6 +36,12 @@ __all__ = ["GLU", "GatedMLP", "Gating", "Half", "gating", "takes_plain"]
 Half = kernel.Gate
 """Which half of a packed tensor is the gate's preactivation, "first" or "second"."""
 
+FEW = 2**17
+"""Preactivations below which "auto" takes the formula on a CPU: there the fused path saves less
+than half a megabyte, and its calls cost more than a tenth of the time (`benchmarks/glu.py`)."""
+FEW_ALONE = 2**19
+"""The same for a gate without a linear map behind it."""
+
 
 @dataclass(frozen=True)
 class Gating:
@@ -64,7 +70,7 @@ class Gating:
 
     def packed(self, packed: Tensor, impl: Impl, dim: int = -1, gate: Half = "first") -> Tensor:
         """y of a tensor that holds `a` and, with a gate, `v` along one axis, by either path."""
-        if takes_plain(impl, (packed,)):
+        if takes_plain(impl, (packed,), FEW_ALONE):
             return self(*self.halves(packed, dim, gate))
         return kernel.gated(self.known, packed, dim=dim, gate=gate)
 
@@ -105,13 +111,17 @@ def gating(kind: str | Spec, gated: bool = False) -> Gating:
     return made
 
 
-def takes_plain(impl: Impl, tensors: Sequence[Tensor | None]) -> bool:
-    """Whether to take the formula under autograd: as `takes_reference` says, and under "auto"
-    where it costs no memory, on a CPU without a backward pass."""
+def takes_plain(impl: Impl, tensors: Sequence[Tensor | None], few: int) -> bool:
+    """Whether to take the formula under autograd: as `takes_reference` says, and under "auto" on a
+    CPU where that costs no memory worth it: without a backward pass, or for fewer than `few`
+    elements of the first tensor. A compiler is asked for no size, which may be dynamic."""
     if takes_reference(impl, tensors):
         return True
-    cpu = tensors[0] is not None and tensors[0].device.type == "cpu"
-    return impl == "auto" and cpu and not may_need_gradient(tensors)
+    first = tensors[0]
+    if impl != "auto" or first is None or first.device.type != "cpu":
+        return False
+    small = not torch.compiler.is_compiling() and first.numel() < few
+    return small or not may_need_gradient(tensors)
 
 
 class GLU(nn.Module):
@@ -130,7 +140,8 @@ class GLU(nn.Module):
         impl: "reference" is the Spec's formula under autograd, which saves up to 4 values an
             element. "fused" is one operator that saves its input alone, and computes the rest again
             in the backward pass. "auto" is torch's own operator for the defaults; otherwise fused
-            where it saves something and can go (see `gatelib.nn.impl`), and reference elsewhere.
+            where it saves something worth its calls and can go (see `gatelib.nn.impl`), which on a
+            CPU is from 2**19 values on, and reference elsewhere.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -217,8 +228,9 @@ class GatedMLP(nn.Module):
         impl: "reference" is the Spec's formula under autograd, which saves the packed
             preactivations, the gate and the gated values. "fused" saves the preactivations alone,
             half of that, and computes the rest again in the backward pass. "auto" is fused where
-            that saves something (a backward pass may follow, or it is a GPU's one kernel) and where
-            it can go (see `gatelib.nn.impl`), and reference elsewhere.
+            that saves something (a backward pass may follow, and on a CPU there are 2**17
+            preactivations or more; or it is a GPU's one kernel) and where it can go (see
+            `gatelib.nn.impl`), and reference elsewhere.
         device: where the parameters live.
         dtype: their floating-point type.
 
@@ -283,7 +295,7 @@ class GatedMLP(nn.Module):
         if node is not None:
             return node  # type: ignore[return-value]
         packed, last = self._packed(input), (self.weight_out, self.bias_out)
-        if takes_plain(self.impl, (packed, *last)):
+        if takes_plain(self.impl, (packed, *last), FEW):
             return F.linear(self.gating(*self.gating.halves(packed)), *last)
         return kernel.gated_linear(self.gating.known, packed, *last)
 

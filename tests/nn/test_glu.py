@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from gatelib.equations import glu as equations
 from gatelib.nn import GLU, GatedMLP
-from gatelib.nn.glu import gating
+from gatelib.nn.glu import FEW, FEW_ALONE, gating
 from gatelib.spec import Spec
 
 KINDS = sorted(equations.KINDS)
@@ -206,8 +207,10 @@ def test_the_layer_alone_passes_gradcheck_twice(kind):
             assert gradcheck(layer, (x,)) and gradgradcheck(layer, (x,))
 
 
+@pytest.mark.parametrize("few", [0, FEW], ids=["fused", "of few values"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_transforms_of_torch_func_give_what_autograd_gives(kind):
+def test_transforms_of_torch_func_give_what_autograd_gives(kind, few, monkeypatch):
+    monkeypatch.setattr("gatelib.nn.glu.FEW", few)
     mlp = GatedMLP(4, 5, kind=kind, **FLOATS)
     x = outside(3, 4)
     expected = mlp(x)
@@ -262,9 +265,30 @@ def test_the_fused_mlp_saves_the_preactivations_alone(kind):
     x = torch.randn(32, 16)
     saved = {i: saved_values(GatedMLP(16, 24, kind=kind, impl=i), x) for i in IMPLS}
     width = 2 if kind in GATED else 1
-    assert saved["fused"] == saved["auto"] == 32 * 24 * width
+    assert saved["fused"] == 32 * 24 * width
     least = {"bilinear": 1.5, "gtu": 1.5, "relu": 1}  # autograd keeps less of these
     assert saved["reference"] >= least.get(kind, 2) * saved["fused"]
+
+
+@pytest.mark.parametrize(("width", "taken"), [(2**7, "fused"), (2**7 - 1, "reference")])
+def test_auto_is_fused_from_the_size_on_at_which_that_is_worth_its_calls(width, taken):
+    x, mlp = torch.randn(FEW // 2**8, 4), GatedMLP(4, width)  # FEW preactivations, and fewer
+    gate, packed = GLU(kind="swiglu", gate="first"), torch.randn(FEW_ALONE // 2**8, 2 * width)
+    for layer, inputs in ((mlp, x), (gate, packed.requires_grad_())):
+        saved = {}
+        for layer.impl in IMPLS:
+            saved[layer.impl] = saved_values(layer, inputs)
+        assert saved["auto"] == saved[taken] and saved["fused"] != saved["reference"]
+
+
+def test_a_compiled_layer_is_fused_at_any_size_and_not_compiled_again_for_another():
+    mlp, counter = GatedMLP(4, 8), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(mlp, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (3, 5, FEW // 8):
+        x = torch.randn(rows, 4, requires_grad=True)
+        torch.testing.assert_close(compiled(x), mlp(x))
+    assert counter.frame_count == 1
+    assert "gated_linear" in str(counter.graphs[0])
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gpt_oss", "gelu"])
