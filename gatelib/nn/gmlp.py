@@ -34,6 +34,9 @@ NEUTRAL = {"multiplicative": 1.0, "additive": 0.0}
 """The gate that hands u on; a linear gate has none."""
 NEAR_ZERO = 1e-3
 """The rows of W start with a sum of absolute values below this."""
+LONG = 512
+"""The length of a unit from which on batch and features are folded into one axis for the product:
+W's gradient is then summed inside of it, and not over (B, T, T). Below, the copies cost more."""
 
 
 class SpatialGatingUnit(nn.Module):
@@ -195,17 +198,19 @@ class SpatialGatingUnit(nn.Module):
         return given, live
 
     def mixture(self, n: Tensor) -> Tensor:
-        """W n over the positions: (B, T, F) to (B, T, F), for each head by itself.
-
-        W multiplies from the left, so nothing is transposed; its gradient is summed over (B, T, T).
-        """
+        """W n over the positions: (B, T, F) to (B, T, F), for each head by itself."""
         if self.weight is None:
             raise ValueError(f"gate: expected one that mixes positions, got {self.gate!r}")
-        batch, steps, _ = n.shape
+        batch, steps, features = n.shape
         weight = _leading(self.weight, steps)
         weight = weight.tril() if self.causal else weight
-        shares = zip(weight, n.chunk(self.heads, -1), strict=True)
-        mixed = [torch.bmm(own.expand(batch, -1, -1), share) for own, share in shares]
+        if self.length >= LONG:  # of the unit, not of this input, which may be of any length
+            size = features // self.heads
+            shares = n.reshape(batch, steps, self.heads, size).permute(2, 1, 0, 3)
+            folded = torch.bmm(weight, shares.flatten(2))
+            return folded.view(shares.shape).permute(2, 1, 0, 3).flatten(2)
+        pairs = zip(weight, n.chunk(self.heads, -1), strict=True)
+        mixed = [torch.bmm(own.expand(batch, -1, -1), share) for own, share in pairs]
         return mixed[0] if self.heads == 1 else torch.cat(mixed, -1)
 
     def _check_context(self, input: Tensor, context: Tensor | None) -> None:

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from gatelib.equations import gmlp as equations
 from gatelib.nn import AMLPBlock, GMLPBlock, SpatialGatingUnit
-from gatelib.nn.gmlp import NEAR_ZERO
+from gatelib.nn.gmlp import LONG, NEAR_ZERO
 
 LAYERS = {
     "unit": lambda **own: SpatialGatingUnit(8, 7, init="plain", **own),
     "additive unit": lambda **own: SpatialGatingUnit(8, 7, gate="additive", split=False, **own),
     "block": lambda **own: GMLPBlock(8, 12, 7, True, "plain", heads=2, **own),
+    "long block": lambda **own: GMLPBlock(8, 12, LONG, True, "plain", heads=2, **own),
     "hybrid block": lambda **own: AMLPBlock(8, 12, 7, True, attention=3, **own),
     "linear block": lambda **own: GMLPBlock(8, 12, 7, gate="linear", **own),
     "block without mixing": lambda **own: GMLPBlock(8, 12, 7, gate="none", **own),
@@ -110,6 +111,34 @@ def reach(mix):
 def expected_reach(weight):
     eye = torch.eye(SIZE, dtype=torch.float64)
     return torch.einsum("bc,fh,st->bsfcth", eye, eye, weight)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_long_unit_mixes_as_a_short_one_and_w_has_a_gradient_of_its_own_size(heads, causal):
+    torch.manual_seed(0)
+    long = SpatialGatingUnit(12, LONG, causal, "plain", heads=heads, dtype=torch.float64)
+    short = SpatialGatingUnit(12, 9, causal, "plain", heads=heads, dtype=torch.float64)
+    short.weight.data, short.bias.data = long.weight.data[:, :9, :9], long.bias.data[:, :9]
+    found = []
+    for unit in (short, long):
+        z = torch.linspace(-2, 2, 3 * 9 * 12, dtype=torch.float64).view(3, 9, 12).requires_grad_()
+        s = unit(z)
+        s.square().sum().backward()
+        found.append((s, z.grad, unit.weight.grad[:, :9, :9], unit.bias.grad[:, :9]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    held = largest_saved(long, torch.randn(40, LONG, 12, dtype=torch.float64))
+    assert held == heads * LONG**2 > 40 * LONG * 12 / heads
+
+
+def largest_saved(layer, x):
+    """Numbers of the largest tensor that the graph holds, an expanded one in full."""
+    sizes = [0]
+    hooks = (lambda v: sizes.append(v.numel()) or v), (lambda v: v)
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        layer(x)
+    return max(sizes)
 
 
 def test_the_mixture_is_over_positions_where_all_sizes_are_alike():
