@@ -2,10 +2,15 @@
 lazy_loader. A new layer is one line here.
 """
 
+from . import balance as balance
 from . import convert as convert
 from . import init as init
 from .attention import AdditiveAttention as AdditiveAttention
 from .attention import DotAttention as DotAttention
+from .balancer import Balancer as Balancer
+from .balancer import auxiliary_loss as auxiliary_loss
+from .balancer import update_balance as update_balance
+from .balancer import updated_after as updated_after
 from .conv_rnn import ConvGRU2d as ConvGRU2d
 from .conv_rnn import ConvLSTM2d as ConvLSTM2d
 from .conv_rnn import ConvRNN2d as ConvRNN2d
@@ -30,11 +35,13 @@ from .highway import Highway as Highway
 from .highway import RecurrentHighway as RecurrentHighway
 from .lstm import LSTM as LSTM
 from .lstm import LSTMCell as LSTMCell
+from .moe import MoE as MoE
 from .recurrent import Recurrent as Recurrent
 from .rnn import RNN as RNN
 from .rnn import Jordan as Jordan
 from .rnn import RNNCell as RNNCell
 from .rnn import SkipRNN as SkipRNN
+from .routers import TopKRouter as TopKRouter
 from .seq2seq import Decoder as Decoder
 from .seq2seq import Encoder as Encoder
 from .seq2seq import FixedContext as FixedContext
