@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,14 +34,20 @@ BEGIN, MIDDLE, END, SINGLE = range(4)
 Tags = NDArray[np.int64]
 
 
-@cache
-def _table() -> dict[str, tuple[int, ...]]:
-    """Return sentence → tags, in the order of the file."""
+def _records() -> list[dict[str, Any]]:
+    """Return what the file says of each sentence, in its order."""
     content = read_checked(
         "hsk_sentences_audio", "hsk-sentences-audio==1.0.0", "data/sentences.json", SHA256
     )
+    found: list[dict[str, Any]] = json.loads(content)
+    return found
+
+
+@cache
+def _table() -> dict[str, tuple[int, ...]]:
+    """Return sentence → tags, in the order of the file."""
     found: dict[str, tuple[int, ...]] = {}
-    for record in json.loads(content):
+    for record in _records():
         words = [token["word"] for token in record["tokens"]]
         tags = to_tags(_with_punctuation(record["chinese"], words))
         found.setdefault(record["chinese"], tuple(tags.tolist()))
@@ -66,6 +73,18 @@ def sentences(train_size: int = 3_500, test_size: int | None = None, seed: int =
     x = objects(_table())
     y = objects(np.array(tags, np.int64) for tags in _table().values())
     return shuffle_split(x, y, train_size, seed, test_size)
+
+
+def pinyin(train_size: int = 3_500, test_size: int | None = None, seed: int = 0) -> Dataset:
+    """Return sentences and how they are read: x (N,) str as in ``sentences``, y (N,) str in pinyin.
+
+    The same split as that of ``sentences``. The pinyin is in lower case or not as in the file, its
+    syllables apart by spaces, with marks for tones: ``lǎo shī nín hǎo``, without punctuation.
+    """
+    found: dict[str, str] = {}
+    for record in _records():
+        found.setdefault(record["chinese"], record["pinyin"])
+    return shuffle_split(objects(found), objects(found.values()), train_size, seed, test_size)
 
 
 def to_tags(words: Iterable[str]) -> Tags:

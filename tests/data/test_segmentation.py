@@ -29,6 +29,15 @@ def test_sentences_have_the_documented_sizes_and_a_tag_for_each_character():
     assert pad(data.train.y, value=-100)[0].shape == (3_500, 18)
 
 
+def test_pinyin_stands_beside_its_sentence_in_the_same_split():
+    read, tagged_data = segmentation.pinyin(), segmentation.sentences()
+    for mine, other in zip(read, tagged_data, strict=True):
+        assert mine.x.tolist() == other.x.tolist()
+    found = {text: sound for split in read for text, sound in zip(*split, strict=True)}
+    assert len(found) == 4_349 and found["老师，您好！"] == "lǎo shī nín hǎo"
+    assert all(type(text) is str and text == text.strip() and text for text in found.values())
+
+
 def test_no_sentence_is_in_both_splits_or_twice_in_one():
     data = segmentation.sentences()
     assert len({*data.train.x, *data.test.x}) == 4_349
