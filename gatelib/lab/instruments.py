@@ -144,9 +144,9 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Arr
 
     A recurrent layer, which returns (output, final_state): d(final state)/d(initial state) over the
     whole sequence, all its states together (an LSTM's h and c, those of each layer of a stack),
-    from the zero state. Any other layer: dy/dx; `others` are its further inputs, and of a tuple
-    the first entry is y. Rows are computed as one batch, so the layer must treat examples
-    independently.
+    from the zero state. Any other layer, and one whose state grows as a cache does: dy/dx; `others`
+    are its further inputs, and of a tuple the first entry is y. Rows are computed as one batch, so
+    the layer must treat examples independently.
 
     Raises:
         TypeError: x holds tokens, or other integers, which have no derivative.
@@ -161,7 +161,7 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Arr
     one = [value.narrow(batch_dim, 0, 1) for value in inputs]
     with torch.no_grad():
         result = layer(*one)
-    if isinstance(result, tuple) and not others:
+    if isinstance(result, tuple) and not others and not _grows(layer, one[0], result[1]):
         starts, ends, axes = _state_map(layer, one[0], batch_dim)
         end = _flat(ends, axes)
     else:
@@ -180,6 +180,16 @@ def _state_after(layer: nn.Module, *inputs: Any) -> Any:
     """The final state; all that an LSTMCell returns is its state."""
     result = layer(*inputs)
     return result if isinstance(layer, nn.RNNCellBase) else result[1]
+
+
+def _grows(layer: nn.Module, one: Tensor, state: Any) -> bool:
+    """Whether the state that a second pass leaves has another shape than the first one's."""
+    if isinstance(layer, nn.RNNCellBase):
+        return False
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        after = _state_after(layer, one, state)
+    shapes = ([leaf.shape for leaf in tree_leaves(value)] for value in (state, after))
+    return next(shapes) != next(shapes)
 
 
 def _state_map(

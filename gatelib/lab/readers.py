@@ -1,6 +1,6 @@
 """How the gates of each layer are read: torch's, and every gated layer of gatelib.nn.
 
-Imports SymPy, torch, gatelib.cell, gatelib.equations and gatelib.nn.
+Imports SymPy, torch, gatelib.cell, gatelib.equations, gatelib.spec and gatelib.nn.
 Must not import gatelib.reference: an instrument is no witness.
 
 torch's recurrent layers hide their gates. They are computed again from the weights, the input and
@@ -28,6 +28,7 @@ from gatelib.nn.attention import AdditiveAttention, DotAttention
 from gatelib.nn.conv_recurrent import ConvRecurrent
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
+from gatelib.nn.gated_attention import GatedAttention
 from gatelib.nn.glu import GLU, GatedMLP
 from gatelib.nn.gmlp import SpatialGatingUnit
 from gatelib.nn.gru import GRU
@@ -36,6 +37,7 @@ from gatelib.nn.recurrent import Recurrent
 from gatelib.nn.rnn import Jordan, SkipRNN
 from gatelib.nn.seq2seq import FixedContext
 from gatelib.nn.vision import ECA, FiLM, SqueezeExcitation
+from gatelib.spec import symbol
 
 __all__ = ["WITHOUT_GATES", "Reader", "Role", "reader_of"]
 
@@ -348,6 +350,22 @@ def _read_attention(module: Any, arguments: list[Any], result: Any) -> dict[str,
     return {"": {"attention": result[1]}}
 
 
+def _read_heads(module: GatedAttention, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The weights (B, H, T, S); by position, heads side by side, gate, forget gate and sink."""
+    values = module.values(*arguments)
+    found = {"attention": values["w"]}
+    for name in ("g", "forget", "sink"):
+        if name in values:
+            by_position = values[name].transpose(1, 2).flatten(2)
+            found[name] = _inside(by_position, arguments[2], True)
+    return {"": found}
+
+
+def _heads_role(module: GatedAttention) -> Role:
+    """A forget gate keeps what was read before; the sigmoid's weights have their ends too."""
+    return Role((), symbol("forget") if module.forget else None)
+
+
 def _read_alpha(module: Residual, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """The learned gate on a residual branch: one number, or one a feature."""
     return {"": {"alpha": torch.as_tensor(module.alpha)}}
@@ -396,6 +414,7 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
     ((SpatialGatingUnit,), Reader(_read_spatial, lambda module: Role(("g",)))),
     ((RecurrentHighway,), Reader(_read_recurrent_highway, _recurrent_highway_role)),
     ((AdditiveAttention, DotAttention, FixedContext), Reader(_read_attention)),
+    ((GatedAttention,), Reader(_read_heads, _heads_role)),
     ((Residual,), Reader(_read_alpha, lambda module: Role(("alpha",)))),
     (
         (SqueezeExcitation, ECA, FiLM),

@@ -21,6 +21,7 @@ from .depth import StochasticDepth as StochasticDepth
 from .gate import FeatureGate as FeatureGate
 from .gate import Gate as Gate
 from .gate import interpolate as interpolate
+from .gated_attention import GatedAttention as GatedAttention
 from .gated_conv import GatedConv1d as GatedConv1d
 from .gated_conv import receptive_field as receptive_field
 from .glu import GLU as GLU

@@ -62,6 +62,10 @@ MADE = {
     "RNNCell": lambda: (layers.RNNCell(D, H), (floats(B, D),)),
     "Recurrent": lambda: (layers.Recurrent(lstm_cells.LSTM, D, H), (floats(B, T, D),)),
     "RecurrentHighway": lambda: (layers.RecurrentHighway(D, H, 2), (floats(B, T, D),)),
+    "GatedAttention": lambda: (
+        layers.GatedAttention(D + D, 2, gate="output", forget=True, sink="zero"),
+        (floats(B, T, D + D),),
+    ),
     "Residual": lambda: (layers.Residual(nn.Linear(D, D), "rezero"), (floats(B, D),)),
     "SkipRNN": lambda: (layers.SkipRNN(D, H, 2), (floats(B, T, D),)),
     "SpatialGatingUnit": lambda: (layers.SpatialGatingUnit(D + D, T), (floats(B, T, D + D),)),

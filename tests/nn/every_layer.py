@@ -113,6 +113,18 @@ CASES = [
     Case("SpatialGatingUnit", lambda: gates.SpatialGatingUnit(4, 6, causal=True)),
     Case("GMLPBlock", lambda: gates.GMLPBlock(4, 12, 6, gate="additive", split=False)),
     Case("AMLPBlock", lambda: gates.AMLPBlock(4, 12, 6, causal=True, attention=3), options=GIVEN),
+    Case("GatedAttention", lambda: gates.GatedAttention(4, 2)),
+    Case(
+        "GatedAttention of all parts",
+        lambda: gates.GatedAttention(
+            4, 2, gate="output", forget=True, sink="learned", qk_norm=True, position="rope"
+        ),
+        options=GIVEN,
+    ),
+    Case(
+        "GatedAttention by sigmoids",
+        lambda: gates.GatedAttention(4, 2, gate="score", activation="sigmoid", position="alibi"),
+    ),
     Case("ConvLSTM2d", lambda: gates.ConvLSTM2d(2, 3, 3, peephole=(3, 4)), "film"),
     Case("ConvGRU2d", lambda: gates.ConvGRU2d(2, 3, (2, 3), 2), "film"),
     Case("ConvGRU2d of two stages", lambda: gates.ConvGRU2d(2, 3, 3, reset_after=False), "film"),

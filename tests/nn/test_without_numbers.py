@@ -86,6 +86,12 @@ LAYERS = {
     "SpatialGatingUnit": (partial(ours.SpatialGatingUnit, D, 7), padded),
     "GMLPBlock": (partial(ours.GMLPBlock, D, 6, T, gate="additive", split=False), padded),
     "AMLPBlock": (partial(ours.AMLPBlock, D, 6, T, True, attention=3), padded),
+    "GatedAttention": (partial(ours.GatedAttention, D, 2, gate="value", sink="zero"), padded),
+    "GatedAttention that forgets": (partial(ours.GatedAttention, D, 1, forget=True), padded),
+    "GatedAttention, ALiBi": (
+        partial(ours.GatedAttention, D, 2, gate="score", position="alibi"),
+        padded,
+    ),
     "AdditiveAttention": (partial(ours.AdditiveAttention, D, D, 3), attended),
     "DotAttention": (partial(ours.DotAttention, D, D), attended),
     "FixedContext": (partial(ours.FixedContext, D), attended),
