@@ -6,6 +6,9 @@ Must not import SymPy, torch or any other floor: its agreement with them is evid
 Shapes: B sentences, T queries, S positions. `queries` (B, T, Q), `keys` (B, S, K), and `values`
 (B, S, V), which are the keys where none are given. Weights: additive attention has `W` (A, Q),
 `U` (A, K) and `w` (A,); general attention has `W` (K, Q); dot and scaled have none and need Q = K.
+
+`forward_masked` has any leading axes in the place of B, any mask in the place of lengths, and what
+a gated layer puts on the scaled scores: a gate, a bias, a sink, sigmoids for the softmax.
 """
 
 from __future__ import annotations
@@ -17,11 +20,22 @@ from numpy.typing import NDArray
 
 from gatelib.reference.check import check_dtype, check_floats, check_weights, live_steps
 
-__all__ = ["SCORES", "backward", "forward", "initialize", "softmax"]
+__all__ = [
+    "ACTIVATIONS",
+    "SCORES",
+    "backward",
+    "backward_masked",
+    "forward",
+    "forward_masked",
+    "initialize",
+    "sigmoid",
+    "softmax",
+]
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
 SCORES = ("additive", "dot", "scaled", "general")
+ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def initialize(
@@ -124,6 +138,82 @@ def _dot_backward(d_e: Array, saved: dict[str, Any]) -> Weights:
 
 def _scale(score: str, keys: Array) -> float:
     return float(np.sqrt(keys.shape[-1])) if score == "scaled" else 1.0
+
+
+# ---- scaled scores with any mask ------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^−x) without overflow: tanh saturates where exp would not fit."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
+
+
+def forward_masked(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    mask: Array,
+    gate: Array | None = None,
+    bias: Array | None = None,
+    sink: Array | None = None,
+    activation: str = "softmax",
+) -> tuple[Array, Array, dict[str, Any]]:
+    """What queries (…, T, K) read of values (…, S, V), the gates (…, T, S), and what to save.
+
+    mask: true where a query sees a position. The scores are gate · q k / √K + bias; `gate`, `bias`
+    and `sink`, the logit that is dropped after the softmax, broadcast to (…, T, S). A sigmoid is
+    that of the score − log n, n the positions that a query sees. A query that sees none reads 0.
+    Raises ValueError for an unknown activation, or a sink beside sigmoids. Source: Vaswani et al.
+    2017, arXiv:1706.03762, equation 1.
+    """
+    _check_activation(activation, sink)
+    scores = queries @ keys.swapaxes(-1, -2) / _scale("scaled", keys)
+    e = scores if gate is None else gate * scores
+    e = e if bias is None else e + bias
+    if activation == "sigmoid":
+        seen = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
+        g, left = np.where(mask, sigmoid(e - np.log(seen)), 0), None
+    else:
+        g, left = _shares(np.where(mask, e, -np.inf), sink)
+    saved = {"queries": queries, "keys": keys, "values": values, "g": g, "left": left}
+    return g @ values, g, saved | {"scores": scores, "gate": gate, "activation": activation}
+
+
+def _shares(e: Array, sink: Array | None) -> tuple[Array, Array]:
+    """The softmax over the last axis and the sink, and the sink's share; 0 where all is −∞."""
+    least = np.full((1,) * e.ndim, -np.inf, e.dtype) if sink is None else sink
+    top = np.maximum(e.max(axis=-1, keepdims=True, initial=-np.inf), least)
+    top = np.where(top > -np.inf, top, 0)
+    y, rest = np.exp(e - top), np.exp(least - top)
+    z = y.sum(axis=-1, keepdims=True) + rest
+    z = np.where(z > 0, z, 1)
+    return y / z, rest / z
+
+
+def backward_masked(d_read: Array, saved: dict[str, Any]) -> Weights:
+    """Gradients of queries, keys, values, and of gate, bias and sink as wide as they were spread.
+
+    `gate` and `bias` are (…, T, S), `sink` is (…, T, 1): sum them over what was repeated.
+    """
+    q, k, g, gate = (saved[name] for name in ("queries", "keys", "g", "gate"))
+    d_g = d_read @ saved["values"].swapaxes(-1, -2)
+    found = {"values": g.swapaxes(-1, -2) @ d_read}
+    if saved["activation"] == "sigmoid":
+        d_e = d_g * g * (1 - g)
+    else:
+        level = (d_g * g).sum(axis=-1, keepdims=True)
+        d_e = g * (d_g - level)
+        found["sink"] = -saved["left"] * level
+    found |= {"bias": d_e, "gate": d_e * saved["scores"]}
+    d_scores = (d_e if gate is None else d_e * gate) / _scale("scaled", k)
+    return found | {"queries": d_scores @ k, "keys": d_scores.swapaxes(-1, -2) @ q}
+
+
+def _check_activation(activation: str, sink: object) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
+    if activation == "sigmoid" and sink is not None:
+        raise ValueError("sink: expected None beside sigmoids, which share nothing, got one")
 
 
 # ---- checks ---------------------------------------------------------------------------------
