@@ -11,6 +11,8 @@ from .balancer import Balancer as Balancer
 from .balancer import auxiliary_loss as auxiliary_loss
 from .balancer import update_balance as update_balance
 from .balancer import updated_after as updated_after
+from .choices import ExpertChoiceRouter as ExpertChoiceRouter
+from .choices import HashRouter as HashRouter
 from .conv_rnn import ConvGRU2d as ConvGRU2d
 from .conv_rnn import ConvLSTM2d as ConvLSTM2d
 from .conv_rnn import ConvRNN2d as ConvRNN2d
@@ -36,6 +38,7 @@ from .highway import Highway as Highway
 from .highway import RecurrentHighway as RecurrentHighway
 from .lstm import LSTM as LSTM
 from .lstm import LSTMCell as LSTMCell
+from .mixture_of_depths import MixtureOfDepths as MixtureOfDepths
 from .moe import MoE as MoE
 from .recurrent import Recurrent as Recurrent
 from .rnn import RNN as RNN
@@ -47,6 +50,7 @@ from .seq2seq import Decoder as Decoder
 from .seq2seq import Encoder as Encoder
 from .seq2seq import FixedContext as FixedContext
 from .seq2seq import Seq2Seq as Seq2Seq
+from .soft_moe import SoftMoE as SoftMoE
 from .stacks import Stack as Stack
 from .stacks import VariationalDropout as VariationalDropout
 from .stacks import pool as pool

@@ -158,7 +158,7 @@ def switch_loss(
         raise ValueError(f"counts: expected a tensor with per='global' alone, got {given}, {per!r}")
     shares, counted = _in_rows(scores, indices, live, per)
     experts = scores.size(-1)
-    slots = _hot(indices.reshape(*shares.shape[:-1], -1), experts, counted)
+    slots = _hot(indices.reshape(*shares.shape[:-1], indices.size(-1)), experts, counted)
     chosen = slots.sum(1) if counts is None else counts.to(slots).reshape(1, experts)
     tokens = counted.sum(1)
     f = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)

@@ -1,6 +1,6 @@
 """Keeps the experts of one router equally busy: what is added to the loss, what moves the bias.
 
-Imports torch; balance, check and routers of nn.
+Imports torch; balance, check, impl and routers of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gatelib.nn import balance as how
 from gatelib.nn.check import check_choice, check_flags, check_number, check_sizes
+from gatelib.nn.impl import transforms
 from gatelib.nn.routers import Routing
 
 __all__ = ["Balance", "Balancer", "auxiliary_loss", "update_balance", "updated_after"]
@@ -131,7 +132,7 @@ class Balancer(nn.Module):
                 with use_reentrant=True: no gradient could come back.
         """
         routing, shape = self.last()
-        if self.training and torch.is_grad_enabled() and not routing.logits.requires_grad:
+        if self._expects_graph() and not routing.logits.requires_grad:
             raise ValueError(
                 "routing: expected a forward pass with a graph while the layer trains, got one "
                 "without: under torch.no_grad, or in a checkpoint with use_reentrant=True"
@@ -144,6 +145,12 @@ class Balancer(nn.Module):
         if self.z_weight:
             total = total + self.z_weight * how.z_loss(routing.logits, routing.live)
         return total
+
+    def _expects_graph(self) -> bool:
+        """Whether a gradient is to come back; inside torch.func a tensor doesn't say."""
+        asked = bool(self.z_weight) or not (self.balance is None or self.moves_bias)
+        trains = self.training and torch.is_grad_enabled()
+        return asked and trains and (torch.compiler.is_compiling() or not transforms())
 
     def last(self) -> tuple[Routing, tuple[int, ...]]:
         """The last routing and the shape of its tokens; ValueError where there was none."""
@@ -161,8 +168,8 @@ class Balancer(nn.Module):
     def _switch(self, routing: Routing, shape: tuple[int, ...]) -> Tensor:
         scores, indices, live = routing.scores, routing.indices, routing.live
         if self.balance == "sequence":
-            scores = scores.reshape(*shape, -1)
-            indices = indices.reshape(*shape, -1)
+            scores = scores.reshape(*shape, self.experts)
+            indices = indices.reshape(*shape, indices.size(-1))
             live = None if live is None else live.reshape(shape)
             return how.switch_loss(scores, indices, live, per="sequence")
         if self.counts is None:

@@ -18,7 +18,7 @@ from gatelib.nn.check import known
 from gatelib.nn.glu import Gating
 from gatelib.nn.impl import transforms
 
-__all__ = ["experts_dense", "experts_loop", "experts_plain", "stack_of", "start_stack"]
+__all__ = ["experts_dense", "experts_loop", "experts_plain", "run_stack", "stack_of", "start_stack"]
 
 ROWS = 8
 """A segment is filled up with rows of zeros to a multiple of this. In a shorter one the last rows
@@ -81,7 +81,7 @@ def experts_loop(gating: Gating, x: Tensor, indices: Tensor, first: Tensor, last
     for expert, weights in enumerate(zip(first.unbind(), last.unbind(), strict=True)):
         slots = (flat == expert).nonzero().squeeze(1)
         own = F.pad(rows[slots], (0, 0, 0, -len(slots) % ROWS))
-        outputs.append(_mlp(gating, own, *weights)[: len(slots)])
+        outputs.append(run_stack(gating, own, *weights)[: len(slots)])
         order.append(slots)
     none = ((flat < 0) | (flat >= len(first))).nonzero().squeeze(1)
     outputs.append(outputs[0].new_zeros(len(none), x.size(-1)))
@@ -93,13 +93,14 @@ def experts_dense(
     gating: Gating, x: Tensor, indices: Tensor, first: Tensor, last: Tensor
 ) -> Tensor:
     """The same by way of every expert on every token, E/k times the work, in fixed shapes."""
-    every = _mlp(gating, x, first, last).transpose(0, 1)  # (N, E, D)
+    every = run_stack(gating, x, first, last).transpose(0, 1)  # (N, E, D)
     there = ((indices >= 0) & (indices < len(first))).unsqueeze(-1)
     named = torch.where(there, indices.unsqueeze(-1), 0)
     found = every.gather(1, named.expand(-1, -1, x.size(-1)))
     return torch.where(there, found, 0)
 
 
-def _mlp(gating: Gating, rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def run_stack(gating: Gating, rows: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Every expert on its own rows: (E, M, D) to the same; or one on (M, D)."""
     packed = torch.matmul(rows, first.mT)
     return torch.matmul(gating(*gating.halves(packed)), last.mT)

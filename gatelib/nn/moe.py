@@ -1,7 +1,7 @@
 """A mixture of experts: a router sends each token to a few of many gated MLPs.
 
-Imports torch, gatelib.equations.routers, gatelib.spec; balancer, check, experts, glu, impl and
-routers of nn.
+Imports torch, gatelib.equations.routers, gatelib.kernels.segments, gatelib.spec; balancer, check,
+experts, glu, impl and routers of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelib.equations.routers import CONFIGURATIONS
+from gatelib.kernels.segments import experts_mlp
 from gatelib.nn.balancer import Balance, Balancer
 from gatelib.nn.check import (
     ShapeError,
@@ -26,7 +27,7 @@ from gatelib.nn.check import (
 )
 from gatelib.nn.experts import experts_plain, stack_of, start_stack
 from gatelib.nn.glu import GatedMLP, gating
-from gatelib.nn.impl import Impl, check_impl, traced
+from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
 from gatelib.nn.routers import Routing, Score, TopKRouter, flattened
 from gatelib.spec import Spec
 
@@ -75,7 +76,9 @@ class MoE(nn.Module):
         z_weight: of the router's z-loss.
         scales: what is multiplied by w: an expert's "output", or its "input"; None for what the
             published model does whose router is named, and for the output otherwise.
-        impl: as in `gatelib.nn.impl`.
+        impl: "reference" runs expert by expert under autograd, or every expert on every token where
+            no number can be read. "fused" is one operator over segments of sorted tokens, which
+            keeps x and the experts' preactivations alone. "auto" is as `gatelib.nn.impl` says.
         device: where the parameters live.
         dtype: their floating-point type.
 
@@ -113,7 +116,7 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(features=features, experts=experts, k=k)
-        check_sizes(shared=shared + 1, identity_experts=identity_experts + 1)
+        _check_numbers(shared=shared, identity_experts=identity_experts)
         check_flags(shared_gate=shared_gate)
         check_choice("priority", priority, get_args(Priority))
         check_impl(impl)
@@ -169,7 +172,8 @@ class MoE(nn.Module):
         """Draw all anew, each map as a `torch.nn.Linear`; biases and counts are 0."""
         start_stack((self.weight_in, self.weight_out))
         for part in self.children():
-            part.reset_parameters()  # type: ignore[operator]
+            if callable(start := getattr(part, "reset_parameters", None)):
+                start()
 
     @classmethod
     def from_config(cls, name: str, features: int, **changes: Any) -> Self:
@@ -226,7 +230,7 @@ class MoE(nn.Module):
             return node
         check_features("input", input, self.features, self.weight_in)
         x, alive = flattened(input, _checked_live(input, lengths, live))
-        more = () if tokens is None else (tokens.reshape(-1),)
+        more = () if tokens is None else (_flat_tokens(tokens, input),)
         routing: Routing = self.router(x, alive, *more)
         kept = self._kept(routing, input.shape[:-1])
         y = self._routed(x, routing, kept)
@@ -242,19 +246,25 @@ class MoE(nn.Module):
         indices, weights = routing.indices, routing.weights
         if kept is not None:
             indices = indices.masked_fill(~kept, self.every)
-        stack = self.weight_in, self.weight_out
         if self.scales == "output":
-            y = experts_plain(self.gating, x, indices, weights, *stack)
+            y = self._stacked(x, indices, weights)
         else:
             scaled = (x.unsqueeze(1) * weights.unsqueeze(-1)).to(x.dtype).flatten(0, 1)
             alone = indices.reshape(-1, 1)
-            y = experts_plain(self.gating, scaled, alone, torch.ones_like(alone).to(x), *stack)
-            y = y.reshape(*indices.shape, -1).sum(1)
+            y = self._stacked(scaled, alone, torch.ones_like(alone).to(x))
+            y = y.reshape(*indices.shape, self.features).sum(1)
         if self.identity_experts:
             idle = (indices >= self.experts) & (indices < self.every)
             share = torch.where(idle, weights, 0).sum(-1, keepdim=True)
             y = y + (x * share).to(y.dtype)
         return y
+
+    def _stacked(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of what the experts give, by either path."""
+        given = x, indices, weights, self.weight_in, self.weight_out
+        if takes_reference(self.impl, given):
+            return experts_plain(self.gating, *given)
+        return experts_mlp(self.gating.known, *given)
 
     def _kept(self, routing: Routing, shape: tuple[int, ...]) -> Tensor | None:
         """(N, k), False for a slot that found its expert full; None without a capacity."""
@@ -314,6 +324,21 @@ class MoE(nn.Module):
         told |= {"priority": (self.priority, "position")}
         text += [f"{name}={value!r}" for name, (value, usual) in told.items() if value != usual]
         return ", ".join([*text, f"impl={self.impl!r}"])
+
+
+def _check_numbers(**numbers: object) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name}: expected an integer, got {type(number).__name__}")
+        if number < 0:
+            raise ValueError(f"{name}: expected at least 0, got {number}")
+
+
+def _flat_tokens(tokens: Tensor, input: Tensor) -> Tensor:
+    if tokens.shape != input.shape[:-1]:
+        shape = tuple(input.shape[:-1])
+        raise ShapeError(f"tokens: expected shape {shape}, got {tuple(tokens.shape)}")
+    return tokens.reshape(-1)
 
 
 def _own_width(features: int, k: int, parts: int) -> int:

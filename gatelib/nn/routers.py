@@ -28,7 +28,7 @@ from gatelib.nn.check import (
     check_tensor,
 )
 
-__all__ = ["Routing", "TopKRouter", "top_indices"]
+__all__ = ["Routing", "TopKRouter", "flattened", "top_indices"]
 
 Score = Literal["softmax", "sigmoid", "sqrt_softplus"]
 Select = Literal["after", "before"]
@@ -238,7 +238,7 @@ class TopKRouter(nn.Module):
             ranked = ranked + self.selection_bias
         if self.kept_groups == self.groups:
             return ranked
-        grouped = ranked.reshape(len(ranked), self.groups, -1)
+        grouped = ranked.reshape(len(ranked), self.groups, self.experts // self.groups)
         of_group = grouped.topk(self.group_score, dim=-1).values.sum(-1)
         kept = top_indices(of_group, self.kept_groups)
         out = torch.ones_like(of_group, dtype=torch.bool).scatter(-1, kept, False)
