@@ -29,6 +29,7 @@ from gatelib.nn.conv_recurrent import ConvRecurrent
 from gatelib.nn.depth import Residual
 from gatelib.nn.gate import FeatureGate, Gate
 from gatelib.nn.gated_attention import GatedAttention
+from gatelib.nn.gau import GatedAttentionUnit
 from gatelib.nn.glu import GLU, GatedMLP
 from gatelib.nn.gmlp import SpatialGatingUnit
 from gatelib.nn.gru import GRU
@@ -52,6 +53,7 @@ WITHOUT_GATES = {
     "GatedConv1d": "its gate is recorded where it stands",
     "GMLPBlock": "its unit is recorded where it stands",
     "GatedResidualBlock2d": "its gate is recorded where it stands",
+    "GTrXLBlock": "its attention and its gates are recorded where they stand",
     "Seq2Seq": "encoder and decoder are recorded where they stand",
     "Stack": "its layers are recorded where they stand",
     "StochasticDepth": "its gates are drawn inside its forward",
@@ -361,6 +363,12 @@ def _read_heads(module: GatedAttention, arguments: list[Any], result: Any) -> di
     return {"": found}
 
 
+def _read_unit(module: GatedAttentionUnit, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The weights (B, T, S), and the gate u of features."""
+    values = module.values(*arguments)
+    return {"": {"attention": values["w"], "u": _inside(values["u"], arguments[2], True)}}
+
+
 def _heads_role(module: GatedAttention) -> Role:
     """A forget gate keeps what was read before; the sigmoid's weights have their ends too."""
     return Role((), symbol("forget") if module.forget else None)
@@ -415,6 +423,7 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
     ((RecurrentHighway,), Reader(_read_recurrent_highway, _recurrent_highway_role)),
     ((AdditiveAttention, DotAttention, FixedContext), Reader(_read_attention)),
     ((GatedAttention,), Reader(_read_heads, _heads_role)),
+    ((GatedAttentionUnit,), Reader(_read_unit, lambda module: Role(("attention", "u")))),
     ((Residual,), Reader(_read_alpha, lambda module: Role(("alpha",)))),
     (
         (SqueezeExcitation, ECA, FiLM),

@@ -26,6 +26,7 @@ from .gate import interpolate as interpolate
 from .gated_attention import GatedAttention as GatedAttention
 from .gated_conv import GatedConv1d as GatedConv1d
 from .gated_conv import receptive_field as receptive_field
+from .gau import GatedAttentionUnit as GatedAttentionUnit
 from .glu import GLU as GLU
 from .glu import GatedMLP as GatedMLP
 from .gmlp import AMLPBlock as AMLPBlock
@@ -33,6 +34,7 @@ from .gmlp import GMLPBlock as GMLPBlock
 from .gmlp import SpatialGatingUnit as SpatialGatingUnit
 from .gru import GRU as GRU
 from .gru import GRUCell as GRUCell
+from .gtrxl import GTrXLBlock as GTrXLBlock
 from .highway import GTrXLGate as GTrXLGate
 from .highway import Highway as Highway
 from .highway import RecurrentHighway as RecurrentHighway

@@ -17,7 +17,6 @@ from gatelib.nn.check import (
     check_features,
     check_flags,
     check_gate,
-    check_lengths,
     check_number,
 )
 from gatelib.nn.impl import Impl, check_impl, traced
@@ -32,6 +31,7 @@ from gatelib.nn.reading import (
     check_heads,
     check_state,
     full_precision,
+    given_live,
     normed,
     positions,
     rebased,
@@ -288,20 +288,7 @@ class GatedAttention(nn.Module):
             raise ValueError(f"input: expected (B, T, {self.embed_dim}), got {tuple(input.shape)}")
         if state is not None:
             self._check_state(state, input)
-        before = None if state is None else state.get("live")
-        if lengths is None and before is None:
-            return input, None
-        batch, steps, _ = input.shape
-        live = torch.ones(batch, steps, dtype=torch.bool, device=input.device)
-        if lengths is not None:
-            check_lengths(lengths, steps, batch)
-            places = torch.arange(steps, device=input.device)
-            live = places < lengths.to(input.device)[:, None]
-            input = blank(input, live)
-        if state is not None:
-            seen = live.new_ones(batch, state["keys"].size(2)) if before is None else before
-            live = torch.cat([seen, live], 1)
-        return input, live
+        return given_live(input, state, lengths)
 
     def _read(
         self, x: Tensor, before: AttentionState | None, live: Tensor | None
@@ -412,9 +399,11 @@ class GatedAttention(nn.Module):
     def _check_state(self, state: object, input: Tensor) -> None:
         """It must be a cache of this layer's form, for a batch of this size."""
         heads, groups = self.num_heads, self.num_kv_heads
-        own: dict[str, tuple[int, ...]] = {"log_gates": (heads,)} if self.forget else {}
-        own |= {"gate_logits": (groups, 1)} if self.by_pair else {}
-        check_state(state, input, (groups, self.head_dim), own)
+        size = groups, self.head_dim
+        sizes: dict[str, tuple[int, ...]] = {"keys": size, "values": size}
+        sizes |= {"log_gates": (heads,)} if self.forget else {}
+        sizes |= {"gate_logits": (groups, 1)} if self.by_pair else {}
+        check_state(state, input, sizes)
 
     def extra_repr(self) -> str:
         """The sizes, and the arguments that aren't at their defaults."""

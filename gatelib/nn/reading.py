@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatelib.nn.check import LOW_PRECISION, autocast_is_on, check_like, check_sizes, check_tensor
+from gatelib.nn.check import (
+    LOW_PRECISION,
+    autocast_is_on,
+    check_lengths,
+    check_like,
+    check_sizes,
+    check_tensor,
+)
 from gatelib.nn.impl import Impl, takes_reference
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "check_heads",
     "check_state",
     "full_precision",
+    "given_live",
     "normed",
     "positions",
     "rebased",
@@ -167,31 +175,44 @@ def check_heads(embed_dim: int, heads: int, groups: int, turned: bool) -> None:
         raise ValueError(f"position: 'rope' turns pairs of features, got {size} in each head")
 
 
-def check_state(
-    state: object, input: Tensor, head: tuple[int, int], own: Mapping[str, tuple[int, ...]]
-) -> None:
-    """It must be a cache for the input's batch, of keys and values of `head` (G, d).
+def check_state(state: object, input: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """It must be a cache for the input's batch.
 
-    `own` has for each other field the sizes between batch and positions, with those behind.
+    `sizes` has for each name but `live` the sizes between batch and positions, with those behind.
     """
     if not isinstance(state, dict):
         raise TypeError(f"initial_state: expected a dict, got {type(state).__name__}")
-    sizes: dict[str, tuple[int, ...]] = {"keys": head, "values": head, **own}
     if set(state) - {"live"} != set(sizes):
         raise ValueError(f"initial_state: expected {sorted(sizes)}, got {sorted(state)}")
-    check_like(
-        "initial_state['keys']",
-        check_tensor("initial_state['keys']", state["keys"]),
-        input,
-        "input",
-    )
-    batch, steps = input.size(0), state["keys"].size(2) if state["keys"].dim() == 4 else 0
+    keys = check_tensor("initial_state['keys']", state["keys"])
+    check_like("initial_state['keys']", keys, input, "input")
+    batch, steps = input.size(0), keys.size(2) if keys.dim() == 4 else 0
     for name in state:
         value, size = check_tensor(f"initial_state[{name!r}]", state[name]), sizes.get(name, ())
         expected = (batch, *size[:1], steps, *size[1:])
         if tuple(value.shape) != expected:
             shape = tuple(value.shape)
             raise ValueError(f"initial_state[{name!r}]: expected {expected}, got {shape}")
+
+
+def given_live(
+    input: Tensor, before: AttentionState | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The input (B, T, D) with 0 in padding; which of all keys, cached and new, are live (B, S)."""
+    seen = None if before is None else before.get("live")
+    if lengths is None and seen is None:
+        return input, None
+    batch, steps, _ = input.shape
+    live = torch.ones(batch, steps, dtype=torch.bool, device=input.device)
+    if lengths is not None:
+        check_lengths(lengths, steps, batch)
+        places = torch.arange(steps, device=input.device)
+        live = places < lengths.to(input.device)[:, None]
+        input = blank(input, live)
+    if before:
+        seen = live.new_ones(batch, before["keys"].size(2)) if seen is None else seen
+        live = torch.cat([seen, live], 1)
+    return input, live
 
 
 # ---- the read -------------------------------------------------------------------------------

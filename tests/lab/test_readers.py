@@ -66,6 +66,8 @@ MADE = {
         layers.GatedAttention(D + D, 2, gate="output", forget=True, sink="zero"),
         (floats(B, T, D + D),),
     ),
+    "GatedAttentionUnit": lambda: (layers.GatedAttentionUnit(D, H, 4), (floats(B, T, D),)),
+    "GTrXLBlock": lambda: (layers.GTrXLBlock(D + D, 2, H), (floats(B, T, D + D),)),
     "Residual": lambda: (layers.Residual(nn.Linear(D, D), "rezero"), (floats(B, D),)),
     "SkipRNN": lambda: (layers.SkipRNN(D, H, 2), (floats(B, T, D),)),
     "SpatialGatingUnit": lambda: (layers.SpatialGatingUnit(D + D, T), (floats(B, T, D + D),)),

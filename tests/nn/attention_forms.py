@@ -6,12 +6,13 @@ Must not import Hypothesis or SciPy: a machine with a GPU may have neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from gatelib.nn import GatedAttention
+from gatelib.nn import GatedAttention, GatedAttentionUnit, GTrXLBlock
 
 GATES = {
     f"{gate} gate per {per}": {"gate": gate, "per": per}
@@ -42,10 +43,26 @@ NOT_BY_SDPA = [
 """What scaled_dot_product_attention can't express."""
 
 
-def attention(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> GatedAttention:
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "unit": lambda: GatedAttentionUnit(16, 20, 6),
+    "unit with biases of pairs": lambda: GatedAttentionUnit(16, 20, 6, position="rotary"),
+    "unit of a length": lambda: GatedAttentionUnit(16, key_size=5, n=12.5, bias=False),
+    "block": lambda: GTrXLBlock(16, 4, 20, position="alibi"),
+    "block that sums": lambda: GTrXLBlock(16, 2, 20, stream="sum", gate="output"),
+}
+"""The other causal layers."""
+LAYERS = [*FORMS, *OTHERS]
+
+
+def attention(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
     """Of 16 features and 4 heads, its weights drawn so that gates open and shut."""
     torch.manual_seed(1)
-    layer = GatedAttention(16, 4, **(FORMS[name] | more)).double()
+    made = OTHERS[name]() if name in OTHERS else GatedAttention(16, 4, **FORMS[name])
+    layer = made.double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.4)
+    for option, value in more.items():
+        for part in layer.modules():
+            if hasattr(part, option):
+                setattr(part, option, value)
     return layer.to(dtype)

@@ -125,6 +125,13 @@ CASES = [
         "GatedAttention by sigmoids",
         lambda: gates.GatedAttention(4, 2, gate="score", activation="sigmoid", position="alibi"),
     ),
+    Case("GatedAttentionUnit", lambda: gates.GatedAttentionUnit(4, 6, 4, position="rotary")),
+    Case(
+        "GatedAttentionUnit both ways",
+        lambda: gates.GatedAttentionUnit(4, 6, 3, causal=False),
+        options=GIVEN,
+    ),
+    Case("GTrXLBlock", lambda: gates.GTrXLBlock(4, 2, 6, position="rope"), options=GIVEN),
     Case("ConvLSTM2d", lambda: gates.ConvLSTM2d(2, 3, 3, peephole=(3, 4)), "film"),
     Case("ConvGRU2d", lambda: gates.ConvGRU2d(2, 3, (2, 3), 2), "film"),
     Case("ConvGRU2d of two stages", lambda: gates.ConvGRU2d(2, 3, 3, reset_after=False), "film"),

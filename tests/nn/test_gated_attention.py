@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from gatelib.nn import GatedAttention
-from tests.nn.attention_forms import FORMS, NOT_BY_SDPA, attention
+from tests.nn.attention_forms import FORMS, LAYERS, NOT_BY_SDPA, attention
 
 every_form = pytest.mark.parametrize("name", FORMS)
+every_layer = pytest.mark.parametrize("name", LAYERS)
 every_path = pytest.mark.parametrize("impl", ["auto", "reference"])
 B, T, D = 3, 12, 16
 
@@ -69,7 +70,7 @@ def test_under_a_seed_it_draws_what_torch_draws(bias):
 # ---- causal, to the bit ----------------------------------------------------------------------
 
 
-@every_form
+@every_layer
 @every_path
 def test_a_later_token_changes_no_bit_before_it(name, impl):
     layer, x = attention(name, impl=impl), tokens()
@@ -87,7 +88,7 @@ def test_a_later_token_changes_no_bit_before_it(name, impl):
 # ---- in parts --------------------------------------------------------------------------------
 
 
-@every_form
+@every_layer
 def test_step_by_step_it_is_what_it_is_at_once(name):
     layer, x = attention(name), tokens()
     whole, state, steps = layer(x)[0], None, []
@@ -98,7 +99,7 @@ def test_step_by_step_it_is_what_it_is_at_once(name):
     assert (torch.cat(steps, 1) - whole).abs().max() <= 1e-6 * largest
 
 
-@every_form
+@every_layer
 @every_path
 def test_padded_parts_are_each_row_alone(name, impl):
     layer, x = attention(name, torch.float64, impl=impl), tokens(dtype=torch.float64)
@@ -117,7 +118,7 @@ def test_padded_parts_are_each_row_alone(name, impl):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-@every_form
+@every_layer
 @pytest.mark.parametrize(("batch", "steps"), [(0, 4), (2, 1), (2, 0)])
 def test_nothing_and_one_position_are_sizes_too(name, batch, steps):
     layer, x = attention(name), torch.zeros(batch, steps, D, requires_grad=True)
@@ -149,7 +150,7 @@ def test_sdpa_is_what_is_written_out_or_says_why_it_cant(name):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
-@every_form
+@every_layer
 def test_every_parameter_learns(name):
     layer = attention(name)
     layer(tokens())[0].square().sum().backward()
@@ -157,7 +158,7 @@ def test_every_parameter_learns(name):
     assert not silent
 
 
-@every_form
+@every_layer
 def test_a_copy_is_the_same_layer(name):
     layer, x = attention(name), tokens()
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

@@ -92,6 +92,8 @@ LAYERS = {
         partial(ours.GatedAttention, D, 2, gate="score", position="alibi"),
         padded,
     ),
+    "GatedAttentionUnit": (partial(ours.GatedAttentionUnit, D, 6, 4), padded),
+    "GTrXLBlock": (partial(ours.GTrXLBlock, D, 2, 6), padded),
     "AdditiveAttention": (partial(ours.AdditiveAttention, D, D, 3), attended),
     "DotAttention": (partial(ours.DotAttention, D, D), attended),
     "FixedContext": (partial(ours.FixedContext, D), attended),
