@@ -64,11 +64,13 @@ def route(
     With noise (N, E) also `noisy` and `spread`. live (N,): false for padding, whose weights are 0.
     mask (N, E): what is selected, where something else than the scores selects.
     """
-    logits = linear(given["x"], given["W"], given.get("b"))
+    here = np.ones(given["x"].shape[0]) if live is None else live.astype(float)
+    x = gate(DROP, w=given["x"], keep=here[:, None])["d"]
+    logits = linear(x, given["W"], given.get("b"))
     made, noisy = {"logits": logits}, logits
     spread = logits
     if noise is not None:
-        spread = linear(given["x"], given["W_noise"])
+        spread = linear(x, given["W_noise"])
         noisy = gate(NOISY_TOPK, a=logits, n=spread, e=noise, mask=np.ones(noise.shape))["h"]
         made |= {"noisy": noisy, "spread": spread}
     scores = score(config, noisy)
@@ -80,7 +82,6 @@ def route(
         w = gate(config.spec, a=logits, mask=given_mask, c=config.scale)["w"]
     else:
         w = gate(NOISY_TOPK, a=logits, n=spread, e=noise, mask=given_mask)["w"]
-    here = np.ones(len(mask)) if live is None else live.astype(logits.array.dtype)
     return made | {"scores": scores, "weights": gate(DROP, w=w, keep=here[:, None])["d"]}
 
 

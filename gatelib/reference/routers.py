@@ -239,6 +239,7 @@ def backward(
         d_n = d_n if d_spread is None else d_n + d_spread
         found["x"] = found["x"] + d_n @ inputs["W_noise"]
         found["W_noise"] = d_n.T @ inputs["x"]
+    found["x"] = found["x"] * routing.live[:, None]
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 
 from gatelib import lab
 from gatelib.equations.routers import CONFIGURATIONS, RouterConfig
+from gatelib.nn import TopKRouter
 from gatelib.reference import routers as reference
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(reference.Router))
@@ -47,7 +48,9 @@ def problem(config, N=7, D=4, seed=0, scale=1.0, padded=False):
     rng = np.random.default_rng(seed)
     weights = reference.initialize(rng, D, config.experts, config.bias, config.noise)
     x = scale * rng.normal(size=(N, D))
-    bias = 0.2 * rng.normal(size=config.experts) if config.selection_bias else None
+    bias = None
+    if config.selection_bias:  # one that float32 holds, as the layers keep it
+        bias = 0.2 * rng.normal(size=config.experts).astype("f4").astype("f8")
     noise = rng.normal(size=(N, config.experts)) if config.noise else None
     live = rng.random(N) < 0.7 if padded else None
     x = x if live is None else x * live[:, None]
@@ -79,11 +82,12 @@ def torch_scores(logits, config):
 
 def torch_route(config, given, selection_bias=None, noise=None, live=None):
     """Weights, scores and logits (N, E), and the indices (N, k)."""
-    logits = given["x"] @ given["W"].T
+    x = given["x"] if live is None else given["x"] * torch.tensor(live)[:, None]
+    logits = x @ given["W"].T
     logits = logits + given["b"] if "b" in given else logits
     made, noisy = {"logits": logits}, logits
     if noise is not None:
-        spread = given["x"] @ given["W_noise"].T
+        spread = x @ given["W_noise"].T
         noisy = logits + torch.tensor(noise) * torch.nn.functional.softplus(spread)
         made |= {"noisy": noisy, "spread": spread}
     scores = torch_scores(noisy, config)
@@ -118,5 +122,46 @@ def gradients_by_torch(config, given, upstream, **options):
 
     def run(leaves):
         return torch_route(config, leaves, **options)[0]
+
+    return lab.gradients(run, given, upstream)
+
+
+PARAMETERS = {"W": "weight", "b": "bias", "W_noise": "weight_noise"}
+
+
+def layer_of(config, features, selection_bias=None):
+    """The torch layer of a configuration."""
+    names = (*OPTIONS, "experts", "bias", "selection_bias", "noise")
+    options = {name: getattr(config, name) for name in names}
+    layer = TopKRouter(features, dtype=torch.float64, **options)
+    if selection_bias is not None:
+        layer.selection_bias.copy_(torch.tensor(selection_bias))
+    return layer
+
+
+def drawn_noise(N, experts, seed):
+    """What the layer will draw after `torch.manual_seed(seed)`."""
+    torch.manual_seed(seed)
+    return torch.randn(N, experts, dtype=torch.float64).numpy()
+
+
+def dense(routing, experts):
+    """The weights of the layer's routing as (N, E)."""
+    whole = routing.weights.new_zeros(len(routing.weights), experts + 1)
+    return whole.scatter(1, routing.indices, routing.weights)[:, :experts]
+
+
+def gradients_by_layer(config, given, upstream, seed, selection_bias=None, noise=None, live=None):
+    """A router's outputs and gradients by `nn.TopKRouter`."""
+    layer = layer_of(config, given["x"].shape[1], selection_bias)
+
+    def run(leaves):
+        own = {PARAMETERS[name]: v for name, v in leaves.items() if name != "x"}
+        torch.manual_seed(seed)
+        routing = lab.called(layer, own, leaves["x"], None if live is None else torch.tensor(live))
+        made = {"weights": dense(routing, config.experts), "scores": routing.scores}
+        if noise is None:
+            return made | {"logits": routing.logits}
+        return made | {"logits": routing.clean, "noisy": routing.logits}
 
     return lab.gradients(run, given, upstream)

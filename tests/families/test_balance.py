@@ -13,6 +13,8 @@ from scipy.optimize import linprog
 
 from gatelib import derived, lab
 from gatelib.equations import balance as equations
+from gatelib.equations.routers import SLOTS
+from gatelib.nn import balance as layer
 from gatelib.reference import balance as reference
 from gatelib.reference import routers
 from gatelib.reference.gate import softmax
@@ -47,13 +49,20 @@ def masked(indices, E):
     return mask
 
 
-def agree(run, torch_run, inputs, value, gradients):
+def agree(run, torch_runs, inputs, value, gradients):
     """Equations and torch give this value () and these gradients by the inputs' names."""
     upstream = {"l": np.array(1.0)}
     hand = {"l": np.array(value)} | {f"d_{name}": d for name, d in gradients.items()}
     expected = derived.gradients(run, inputs, upstream)
     assert_agree(hand, expected)
-    assert_agree(lab.gradients(lambda v: {"l": torch_run(v)}, inputs, upstream), expected)
+    for torch_run in torch_runs:
+        found = lab.gradients(lambda v, run=torch_run: {"l": run(v)}, inputs, upstream)
+        assert_agree(found, expected)
+
+
+def mask_of(live):
+    """As torch's layers take it."""
+    return None if live is None else torch.tensor(live)
 
 
 def torch_variation(v):
@@ -68,13 +77,12 @@ def test_importance_agrees(N, E, scale, padded, seed):
     logits, indices, _, _, _ = case_of(N, E, scale, padded, seed)
     weights = routers.scattered(routers.gathered(softmax(logits), indices), indices, E)
     value, d = reference.importance(weights)
-    agree(
-        lambda v: derived.balance.importance(v["w"]),
+    every = torch.arange(E).expand(N, E)
+    layers = [
         lambda v: torch_variation(v["w"].sum(0)),
-        {"w": weights},
-        value,
-        {"w": d},
-    )
+        lambda v: layer.importance_loss(every, v["w"], E),
+    ]
+    agree(lambda v: derived.balance.importance(v["w"]), layers, {"w": weights}, value, {"w": d})
 
 
 @for_any_batch
@@ -93,9 +101,13 @@ def test_the_smooth_load_agrees(N, E, scale, padded, seed):
         p = p if live is None else p * torch.tensor(live)[:, None]
         return torch_variation(p.sum(0))
 
+    def by_layer(v):
+        spread = torch.nn.functional.softplus(v["spread"])
+        return layer.load_loss(v["logits"], v["noisy"], spread, k, mask_of(live))
+
     agree(
         lambda v: derived.balance.load(v["logits"], v["spread"], v["noisy"], k, live),
-        by_torch,
+        [by_torch, by_layer],
         {"logits": logits, "spread": spread, "noisy": noisy},
         value,
         found,
@@ -114,19 +126,29 @@ def torch_switch(p, indices, live=None, share=None, by_slots=False):
 @pytest.mark.parametrize("everywhere", [False, True])
 @for_any_batch
 def test_the_switch_loss_agrees(by_slots, everywhere, N, E, scale, padded, seed):
+    """From the logits: a loss that divides the scores by their sum has the same gradient there."""
     logits, indices, k, live, rng = case_of(N, E, scale, padded, seed)
-    p = softmax(logits)
-    share = rng.dirichlet(np.ones(E)) * k if everywhere else None
+    p, counts = softmax(logits), rng.integers(0, 9, E) + (np.arange(E) == 0)
+    share = k * counts / counts.sum() if everywhere else None
     value, d = reference.switch(p, indices, live, share, by_slots)
     spec = equations.SWITCH_LOSS_BY_SLOTS if by_slots else equations.SWITCH_LOSS
     options = {"live": live, "share": share}
     run = partial(derived.balance.switch, mask=masked(indices, E), k=k, spec=spec, **options)
+    more = {"per": "global", "counts": torch.tensor(counts)} if everywhere else {}
+
+    def by_layer(v):
+        found = layer.switch_loss(v["a"].softmax(-1), torch.tensor(indices), mask_of(live), **more)
+        return found * (k if by_slots else 1)
+
     agree(
-        lambda v: run(v["p"]),
-        lambda v: torch_switch(v["p"], indices, by_slots=by_slots, **options),
-        {"p": p},
+        lambda v: run(derived.gate(SLOTS, a=v["a"])["p"]),
+        [
+            lambda v: torch_switch(v["a"].softmax(-1), indices, by_slots=by_slots, **options),
+            by_layer,
+        ],
+        {"a": logits},
         value,
-        {"p": d},
+        {"a": routers.score_backward(d, logits, p, "softmax")},
     )
 
 
@@ -138,7 +160,7 @@ def test_the_loss_of_gshard_agrees(N, E, scale, padded, seed):
     run = partial(derived.balance.switch, mask=first, k=1, live=live, spec=equations.GSHARD_LOSS)
     agree(
         lambda v: run(v["p"]),
-        lambda v: torch_switch(v["p"], indices[:, :1], live) / E**2,
+        [lambda v: torch_switch(v["p"], indices[:, :1], live) / E**2],
         {"p": p},
         value,
         {"p": d},
@@ -152,7 +174,10 @@ def test_the_z_loss_agrees(N, E, scale, padded, seed):
     keep = torch.ones(N, dtype=bool) if live is None else torch.tensor(live)
     agree(
         lambda v: derived.balance.z_loss(v["a"], live),
-        lambda v: (v["a"].logsumexp(-1) ** 2)[keep].mean(),
+        [
+            lambda v: (v["a"].logsumexp(-1) ** 2)[keep].mean(),
+            lambda v: layer.z_loss(v["a"], mask_of(live)),
+        ],
         {"a": logits},
         value,
         {"a": d},
@@ -189,7 +214,11 @@ def test_the_loss_per_sequence_is_the_mean_of_the_losses_of_the_sequences(B, T, 
         pairs = zip(rows, live, strict=True)
         return sum(torch_switch(p[at], indices[at], here) for at, here in pairs) / B
 
-    agree(by_equations, by_torch, {"a": logits}, value, {"a": d})
+    def by_layer(v):
+        shaped = v["a"].sigmoid().reshape(B, T, -1), torch.tensor(indices).reshape(B, T, -1)
+        return layer.switch_loss(*shaped, torch.tensor(live), per="sequence")
+
+    agree(by_equations, [by_torch, by_layer], {"a": logits}, value, {"a": d})
 
 
 MEAN = equations.Spec.parse("mean_of_losses", "v -> m", "m = mean(v)")
@@ -296,8 +325,10 @@ def test_updates_of_the_bias_agree_with_the_equations(counts, centered):
         equations.UPDATES[centered], {"c": [counts] * 3}, {"b": bias}, {"eta": 1e-3}
     )
     for step in steps["b"]:
-        bias = reference.update_bias(bias, counts, 1e-3, centered)
+        start, bias = bias, reference.update_bias(bias, counts, 1e-3, centered)
         close(step, bias, 1e-15)
+        found = layer.update_bias(*map(torch.tensor, (start, counts.astype(int))), 1e-3, centered)
+        close(found.numpy(), bias, 1e-15)
 
 
 def test_a_centered_bias_keeps_its_sum_and_the_other_drifts():
@@ -347,6 +378,29 @@ def test_quantile_balancing_descends_to_the_best_even_assignment(seed):
     after = reference.counts_of(routers.top_k(scores + bias, k), 8)
     assert reference.max_violation(after) <= 0.25 < reference.max_violation(before) / 2
     close(bias, reference.quantile_bias(scores, k, rounds=30), 0)
+
+
+@for_any_batch
+def test_quantile_balancing_agrees_with_the_layers(N, E, scale, padded, seed):
+    logits, _, k, live, rng = case_of(N, E, scale, padded, seed)
+    scores, bias = softmax(logits), rng.normal(size=E)
+    kept = scores if live is None else scores[live]
+    for start, rounds in ((None, 1), (bias, 1), (bias, 3)):
+        expected = reference.quantile_bias(kept, k, start, rounds)
+        given = None if start is None else torch.tensor(start)
+        found = layer.quantile_bias(torch.tensor(scores), k, given, mask_of(live), rounds)
+        close(found.numpy(), expected, 1e-15)
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_measures_agree_with_the_layers(counts, seed):
+    whole = torch.tensor(counts)
+    assert layer.max_violation(whole) == pytest.approx(reference.max_violation(np.array(counts)))
+    assert layer.dead_experts(whole) == reference.dead_experts(np.array(counts))
+    p = softmax(np.random.default_rng(seed).normal(size=(4, len(counts))))
+    expected = reference.entropy(p).mean()
+    assert layer.router_entropy(torch.tensor(p)).item() == pytest.approx(expected, abs=1e-14)
 
 
 def test_quantile_balancing_is_the_two_order_statistics_of_its_definition():

@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from gatelib import derived, lab
 from gatelib.equations import routers as equations
 from gatelib.equations.routers import CONFIGURATIONS, RouterConfig
+from gatelib.nn import TopKRouter
 from gatelib.reference import routers as reference
 from tests.families.routing import (
+    PARAMETERS,
     ROUTERS,
+    drawn_noise,
     gradients_by_hand,
+    gradients_by_layer,
     gradients_by_torch,
     problem,
     router_of,
@@ -34,7 +38,11 @@ def upstream_of(config, N, seed):
 
 
 def by_equations(config, given, upstream, **options):
-    return derived.gradients(partial(derived.routers.route, config, **options), given, upstream)
+    def run(leaves):
+        found = derived.routers.route(config, leaves, **options)
+        return {name: found[name] for name in upstream}
+
+    return derived.gradients(run, given, upstream)
 
 
 @settings(max_examples=120, deadline=None)
@@ -46,15 +54,40 @@ def by_equations(config, given, upstream, **options):
     padded=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_three_witnesses_of_every_router_agree_in_outputs_and_all_gradients(
+def test_four_witnesses_of_every_router_agree_in_outputs_and_all_gradients(
     name, N, D, scale, padded, seed
 ):
     config = ROUTERS[name]
     case, options = problem(config, N, D, seed, scale, padded)
+    if config.noise:
+        options["noise"] = drawn_noise(N, config.experts, seed)
     upstream = upstream_of(config, N, seed)
     expected = by_equations(config, case, upstream, **options)
     assert_agree(gradients_by_hand(config, case, upstream, **options), expected)
     assert_agree(gradients_by_torch(config, case, upstream, **options), expected)
+    upstream.pop("spread", None)  # the layer keeps its softplus
+    expected = by_equations(config, case, upstream, **options)
+    assert_agree(gradients_by_layer(config, case, upstream, seed, **options), expected)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGURATIONS))
+def test_the_layer_of_a_published_router_has_its_size_and_gives_its_weights(name):
+    config = CONFIGURATIONS[name]
+    case, options = problem(config, N=5, D=6, seed=3, scale=2.0)
+    options["noise"] = drawn_noise(5, config.experts, 3) if config.noise else None
+    layer = TopKRouter.from_config(name, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for key, place in PARAMETERS.items():
+            if key in case:
+                getattr(layer, place).copy_(torch.tensor(case[key]))
+        if config.selection_bias:
+            layer.selection_bias.copy_(torch.tensor(options["selection_bias"]))
+    torch.manual_seed(3)
+    routing = layer(torch.tensor(case["x"]))
+    weights = {key: value for key, value in case.items() if key != "x"}
+    expected = reference.forward(case["x"], weights, router_of(config), **options)
+    np.testing.assert_array_equal(routing.indices, expected.indices)
+    close(routing.weights.detach().numpy(), expected.weights, 1e-13)
 
 
 # --- published models ---------------------------------------------------------------------------
