@@ -190,6 +190,16 @@ def test_a_figure_is_readable_in_the_dark(tab: Any, host: str) -> None:
     assert found and all("invert" in value for value in found)
 
 
+def test_a_photograph_is_no_negative_in_the_dark(tab: Any, host: str) -> None:
+    tab.emulate_media(color_scheme="dark")
+    tab.goto(host + "chapters/12_vision.html", wait_until="networkidle")
+    tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    looks = "all => all.map(image => [getComputedStyle(image).filter, image.className])"
+    found = tab.eval_on_selector_all("article figure img", looks)
+    assert {shown for shown, of in found if "photograph" in of} == {"none"}
+    assert all("invert" in shown for shown, of in found if "photograph" not in of)
+
+
 def test_a_measured_figure_keeps_its_shape_on_a_phone(tab: Any, host: str) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.goto(host + "chapters/07_gru.html", wait_until="networkidle")
