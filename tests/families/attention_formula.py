@@ -7,6 +7,21 @@ import torch.nn.functional as F
 
 from gatelib.reference.gated_attention import slopes
 
+LAYER = {
+    "W": "in_proj_weight",
+    "b": "in_proj_bias",
+    "W_g": "gate_weight",
+    "b_g": "gate_bias",
+    "w_q": "q_norm.weight",
+    "w_k": "k_norm.weight",
+    "s": "sinks",
+    "W_f": "forget_weight",
+    "b_f": "forget_bias",
+    "W_o": "out_proj.weight",
+    "b_o": "out_proj.bias",
+}
+"""Where the weights of the reference are in nn.GatedAttention."""
+
 
 def formula(kind, lengths, w):
     """The layer by einsum over all pairs; every head has its keys and values."""

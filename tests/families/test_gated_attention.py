@@ -17,10 +17,11 @@ from gatelib import derived, lab
 from gatelib.cell import cell
 from gatelib.equations import attention as reads
 from gatelib.equations import gated_attention as equations
+from gatelib.nn import GatedAttention
 from gatelib.reference import attention as plain
 from gatelib.reference import gated_attention as reference
 from gatelib.reference.gated_attention import Kind
-from tests.families.attention_formula import formula
+from tests.families.attention_formula import LAYER, formula
 from tests.families.witnesses import assert_agree, close
 
 GATED = [Kind(3, gate=g, per=p) for g in reference.GATES[1:] for p in ("element", "head")]
@@ -67,27 +68,44 @@ def by_hand(kind, x, weights, dy, lengths=None):
     return {"y": y} | {f"d_{k}": v for k, v in reference.backward(dy, saved).items()}
 
 
-def by_torch(kind, x, weights, dy, lengths=None):
+def by_formula(kind, x, weights, dy, lengths=None):
     return lab.gradients(partial(formula, kind, lengths), {"x": x} | weights, {"y": dy})
+
+
+def module_of(kind, weights, impl="auto"):
+    """The layer with the choices of a Kind."""
+    own = {k: v for k, v in vars(kind).items() if k not in ("heads", "kv_heads")}
+    own |= {"num_kv_heads": kind.kv_heads, "bias": "b" in weights, "impl": impl}
+    return GatedAttention(weights["W"].shape[1], kind.heads, **own, dtype=torch.float64)
+
+
+def by_torch(kind, x, weights, dy, lengths=None, impl="auto"):
+    module = module_of(kind, weights, impl)
+    rows = None if lengths is None else torch.tensor(lengths)
+
+    def run(given):
+        own = {LAYER[name]: given[name] for name in weights}
+        return {"y": lab.called(module, own, given["x"], None, rows)[0]}
+
+    return lab.gradients(run, {"x": x} | weights, {"y": dy})
 
 
 # ---- agreement -------------------------------------------------------------------------------
 
 
-def three(kind, *case):
-    """What the three witnesses found, each in every output and gradient."""
+def assert_all_agree(kind, *case):
+    """Every witness finds every output and gradient."""
     expected = by_equations(kind, *case)
     bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in expected.values()))
-    assert_agree(by_hand(kind, *case), expected, bound)
-    assert_agree(by_torch(kind, *case), expected, bound)
-    return expected
+    for witness in (by_hand, by_formula, by_torch, partial(by_torch, impl="reference")):
+        assert_agree(witness(kind, *case), expected, bound)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_equations_hand_and_torch_agree(kind):
     *case, lengths = problem(kind)
-    three(kind, *case)
-    three(kind, *case, lengths)
+    assert_all_agree(kind, *case)
+    assert_all_agree(kind, *case, lengths)
 
 
 KIND = st.builds(
@@ -124,7 +142,7 @@ def test_they_agree_for_any_choice_and_shape(kind, shape, scale, bias, seed):
     if not bias:
         weights = {k: v for k, v in weights.items() if k not in ("b", "b_g", "b_o")}
     lengths = np.random.default_rng(seed).integers(0, shape[1] + 1, shape[0])
-    three(kind, x, weights, dy, lengths)
+    assert_all_agree(kind, x, weights, dy, lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
