@@ -1,6 +1,7 @@
 """Gated experts over segments of rows: pairs sorted by expert, one product a segment, summed again.
 
-Imports torch, gatelib.spec, and of gatelib.kernels gated, glu, launch and operator.
+Imports torch, gatelib.spec, and of gatelib.kernels gated, glu, launch, operator, pairs,
+segment_grouped and segment_loop.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 Each of N tokens goes to k experts: N*k pairs. A stable sort puts the pairs of one expert side by
@@ -13,8 +14,7 @@ order of its experts, always, so a second run gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,36 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from gatelib.kernels import glu, launch
+from gatelib.kernels import glu, launch, segment_grouped, segment_loop
 from gatelib.kernels.gated import Gated, gated_of_text
 from gatelib.kernels.operator import Operator
+from gatelib.kernels.pairs import Segments, sorted_again, sorted_pairs
 from gatelib.spec import Spec
 
 __all__ = ["Segments", "experts_mlp", "experts_mlp_reference", "segments"]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Pairs (token, slot) in the order of their experts.
-
-    order: (N*k,), which pair stands where, as token*k + slot. Pairs of one expert lie side by side
-        in the order of their tokens; those without an expert come last.
-    token: (N*k,), the token of each.
-    counts: (E,), how many pairs each expert has.
-    offsets: (E,), int32, where each expert's pairs end: what `F.grouped_mm` calls `offs`.
-    """
-
-    order: Tensor
-    token: Tensor
-    counts: Tensor
-    offsets: Tensor
-
-    def parts(self) -> Iterator[tuple[int, slice]]:
-        """(expert, where its pairs stand) of each expert; a GPU has to be waited for."""
-        start = 0
-        for expert, stop in enumerate(self.offsets.tolist()):
-            yield expert, slice(start, stop)
-            start = stop
 
 
 def segments(indices: Tensor, experts: int) -> Segments:
@@ -68,17 +45,7 @@ def segments(indices: Tensor, experts: int) -> Segments:
     _check_indices(indices)
     if indices.dim() != 2:
         raise ValueError(f"indices: expected (N, k), got {tuple(indices.shape)}")
-    return _segments(indices, experts)
-
-
-def _segments(indices: Tensor, experts: int) -> Segments:
-    flat = indices.reshape(-1)
-    key = flat.masked_fill((flat < 0) | (flat >= experts), experts)
-    found, order = torch.sort(key, stable=True)
-    numbers = torch.arange(experts, dtype=found.dtype, device=found.device)
-    offsets = torch.searchsorted(found, numbers, right=True)
-    counts = torch.diff(offsets, prepend=offsets.new_zeros(1))
-    return Segments(order, order // max(1, indices.shape[1]), counts, offsets.int())
+    return sorted_pairs(indices, experts)
 
 
 def experts_mlp(
@@ -188,85 +155,6 @@ def _can_be_looked_at() -> bool:
     return torch._C._get_tracing_state() is None and peek_interpreter_stack() is None
 
 
-# ---- a loop over the segments ------------------------------------------------------------------
-
-
-def _loop(
-    known: Gated, x: Tensor, where: Segments, weights: Tensor, maps: Sequence[Tensor], save: bool
-) -> list[Tensor]:
-    """[y] or [y, packed]."""
-    (weight_in, weight_out), wide = maps, launch.compute_dtype(x.dtype)
-    outputs, size = weight_out.shape[1:]
-    most = max((at.stop - at.start for _, at in where.parts()), default=0)
-    kept = x.new_empty(len(where.order) if save else most, weight_in.shape[1])
-    rows, product = x.new_empty(most, x.shape[1]), x.new_empty(most, size)
-    own, scaled = x.new_empty(most, outputs), x.new_empty(most, outputs, dtype=wide)
-    y = x.new_zeros(len(x), outputs, dtype=wide)
-    w = weights.reshape(-1, 1).to(wide)[where.order]
-    for expert, at in where.parts():
-        count, token = at.stop - at.start, where.token[at]
-        packed = kept[at] if save else kept[:count]
-        torch.index_select(x, 0, token, out=rows[:count])
-        torch.mm(rows[:count], weight_in[expert].t(), out=packed)
-        _fill(known, "ahead", {}, packed, {known.output: product[:count]})
-        torch.mm(product[:count], weight_out[expert].t(), out=own[:count])
-        torch.mul(own[:count], w[at], out=scaled[:count])
-        y.index_add_(0, token, scaled[:count])
-    return [y.to(x.dtype), kept] if save else [y.to(x.dtype)]
-
-
-def _loop_back(
-    known: Gated,
-    d_y: Tensor,
-    x: Tensor,
-    where: Segments,
-    weights: Tensor,
-    maps: Sequence[Tensor],
-    packed: Tensor,
-) -> list[Tensor]:
-    """Gradients of x, weights and both stacks."""
-    (weight_in, weight_out), wide = maps, launch.compute_dtype(x.dtype)
-    most = max((at.stop - at.start for _, at in where.parts()), default=0)
-    sizes = x.shape[1], weight_out.shape[1], weight_out.shape[2], weight_out.shape[2]
-    buffers = [x.new_empty(most, size) for size in sizes]
-    d_packed, d_rows = x.new_empty(most, weight_in.shape[1]), x.new_empty(most, x.shape[1])
-    scaled = x.new_empty(most, x.shape[1], dtype=wide)
-    d_in, d_out = (x.new_empty(m.shape) for m in maps)
-    d_x, d_w = x.new_zeros(x.shape, dtype=wide), x.new_zeros(len(where.order), 1, dtype=wide)
-    w = weights.reshape(-1, 1).to(wide)[where.order]
-    for expert, at in where.parts():
-        count, token = at.stop - at.start, where.token[at]
-        rows, d_own, slope, product = (b[:count] for b in buffers)
-        back, turned = d_packed[:count], d_rows[:count]
-        torch.index_select(x, 0, token, out=rows)
-        torch.index_select(d_y, 0, token, out=d_own)
-        torch.mm(d_own, weight_out[expert], out=slope)
-        given, filled = {known.seed: slope}, {known.output: product}
-        _fill(known, "back_again", given, packed[at], filled, back)
-        d_w[where.order[at], 0] = torch.linalg.vecdot(slope.to(wide), product.to(wide))
-        torch.mm(d_own.t(), product.mul_(w[at]), out=d_out[expert])
-        torch.mm(back.mul_(w[at]).t(), rows, out=d_in[expert])
-        torch.mm(back, weight_in[expert], out=turned)
-        d_x.index_add_(0, token, scaled[:count].copy_(turned))
-    return [d_x.to(x.dtype), d_w.view(weights.shape).to(weights.dtype), d_in, d_out]
-
-
-def _fill(
-    known: Gated,
-    what: str,
-    given: dict[str, Tensor],
-    packed: Tensor,
-    filled: dict[str, Tensor],
-    d_packed: Tensor | None = None,
-) -> None:
-    """Run one of the gate's programs on packed preactivations."""
-    given = given | glu._named(known, [packed], -1, False)
-    if d_packed is not None:
-        parts = glu._named(known, [d_packed], -1, False).values()
-        filled = filled | dict(zip(known.adjoints, parts, strict=True))
-    glu._run(known, what, given, filled)
-
-
 # ---- gatelib::experts_mlp ----------------------------------------------------------------------
 
 
@@ -279,12 +167,23 @@ def _forward(
     weight_out: Tensor,
     save: bool,
 ) -> list[Tensor]:
-    """[y], and where it is to be saved: packed preactivations and order of the pairs, counts."""
-    where = _segments(indices, len(weight_in))
+    """[y], and where a backward pass may follow packed preactivations and order."""
+    known, where = gated_of_text(spec), sorted_pairs(indices, len(weight_in))
+    stacks = weight_in, weight_out
     with torch.autocast(x.device.type, enabled=False):
-        maps = weight_in, weight_out
-        found = _loop(gated_of_text(spec), x, where, weights, maps, save)
-    return [*found, where.order, where.offsets] if save else found
+        if segment_grouped.goes(x, where, stacks):
+            y, packed = segment_grouped.forward(known, x, where, weights, stacks)
+        else:
+            packed = x.new_empty(len(where.order) if save else 0, weight_in.shape[1])
+            ordered = _ordered(weights, where, x)
+            y = segment_loop.forward(known, x, where, ordered, stacks, packed)
+    y = y.to(x.dtype)
+    return [y, packed, where.order] if save else [y]
+
+
+def _ordered(weights: Tensor, where: Segments, x: Tensor) -> Tensor:
+    """(N*k, 1), the weights in the order of the pairs, of the type in which y is summed."""
+    return weights.reshape(-1, 1).index_select(0, where.order).to(launch.compute_dtype(x.dtype))
 
 
 def _shapes(
@@ -300,8 +199,7 @@ def _shapes(
     if not save:
         return [y]
     order = indices.new_empty(pairs, dtype=torch.int64)
-    offsets = indices.new_empty(weight_in.shape[0], dtype=torch.int32)
-    return [y, x.new_empty(pairs, weight_in.shape[1]), order, offsets]
+    return [y, x.new_empty(pairs, weight_in.shape[1]), order]
 
 
 def _backward(
@@ -317,13 +215,16 @@ def _backward(
     save: bool,
 ) -> list[Tensor]:
     """Gradients of x, weights and both stacks."""
-    (d_y,), (packed, order, offsets) = d_results, kept
+    known, (d_y,), (packed, order) = gated_of_text(spec), d_results, kept
     assert d_y is not None
-    counts = torch.diff(offsets, prepend=offsets.new_zeros(1))
-    where = Segments(order, order // max(1, indices.shape[1]), counts, offsets)
+    where, stacks = sorted_again(indices, len(weight_in), order), (weight_in, weight_out)
+    ordered = _ordered(weights, where, x)
     with torch.autocast(x.device.type, enabled=False):
-        maps = weight_in, weight_out
-        return _loop_back(gated_of_text(spec), d_y, x, where, weights, maps, packed)
+        way = segment_grouped if segment_grouped.goes(x, where, stacks) else segment_loop
+        found = way.backward(known, d_y, x, where, ordered, stacks, packed)
+    d_x, d_ordered, d_in, d_out = found
+    d_weights = d_ordered.index_select(0, where.place).view(weights.shape)
+    return [d_x.to(x.dtype), d_weights.to(weights.dtype), d_in, d_out]
 
 
 EXPERTS = Operator(
