@@ -37,7 +37,7 @@ def unit(
     steps, hidden = x.shape[1], given["W_o"].shape[1]
     lower = np.tri(steps) if causal else np.ones((steps, steps))
     mask = (live[:, None, :, 0] * lower)[:, :, None]
-    h = gate(gau.HIDDEN, a=linear(x, given["W"], given["b"]))["h"]
+    h = gate(gau.HIDDEN, a=linear(x, given["W"], given.get("b")))["h"]
     u, v, z = h[..., :hidden], h[..., hidden : 2 * hidden], h[..., 2 * hidden :]
     q, k = (
         gate(gau.OFFSET, z=z, gamma=given["scale"][i], beta=given["offset"][i])["q"] for i in (0, 1)
@@ -47,7 +47,7 @@ def unit(
     e = gate(gau.SCORE, q=q[:, :, None], k=k[:, None], n=seen, b=bias)["e"]
     e = e[..., 0][:, :, None]
     c = gate(gau.READ, e=e, mask=mask, v=swap(v, 1, 2)[:, None])["c"][..., 0]
-    y = linear(gate(gau.GATE, u=u, c=c)["y"], given["W_o"], given["b_o"])
+    y = linear(gate(gau.GATE, u=u, c=c)["y"], given["W_o"], given.get("b_o"))
     return {"y": gate(MASK, x=y, mask=live)["y"]}
 
 

@@ -26,7 +26,8 @@ def block(form: Form, given: Values, lengths: NDArray[Any] | None = None) -> dic
 
     given: `norm1.gamma`, `norm1.beta`, `norm2.gamma`, `norm2.beta` (D,); behind `attention.` the
     weights of a gated attention layer, behind `gate1.` and `gate2.` those of GTrXL's gate; `W_in`
-    (F, D), `b_in`, `W_out` (D, F), `b_out`. lengths (B,): live positions.
+    (F, D), `b_in`, `W_out` (D, F), `b_out`. Without the weights of the gates
+    the stream is a sum. lengths (B,): live positions.
     """
     live = live_steps(given["x"], lengths)
     x = gate(MASK, x=given["x"], mask=live)["y"]
@@ -45,8 +46,11 @@ def _normed(place: str, given: Values, x: Value) -> Value:
 
 def _written(place: str, given: Values, x: Value, o: Value) -> Value:
     """The stream after a submodule gave o; the gate takes one position a row."""
+    made = gate(gtrxl.RELU, a=o)["y"]
+    if not under(place, given):
+        return x + made
     batch, steps, _ = x.shape
     of_rows = np.divmod(np.arange(batch * steps), max(steps, 1))
     row_of = np.arange(batch * steps).reshape(batch, steps)
-    rows = {"x": x[of_rows], "y": gate(gtrxl.RELU, a=o)["y"][of_rows]}
+    rows = {"x": x[of_rows], "y": made[of_rows]}
     return highway.gtrxl(gtrxl.GTRXL.stages, {**under(place, given), **rows})["g"][row_of]

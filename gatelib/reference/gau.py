@@ -6,7 +6,7 @@ Must not import SymPy, torch or any other floor: its agreement with them is evid
 
 Shapes: x (B, T, D), E hidden features, S features of queries and keys. Weights: `W` (2E + S, D) and
 `b`, rows of u, v and z; `scale` and `offset` (2, S), of the query and of the key; `W_o` (D, E) and
-`b_o`; where pairs have a bias `bias_vectors` (2, S).
+`b_o`; where pairs have a bias `bias_vectors` (2, S). A unit without biases has no `b` and `b_o`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ def initialize(
     return weights
 
 
-def _shapes(features: int, hidden: int, key_size: int, rotary: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    features: int, hidden: int, key_size: int, rotary: bool, bias: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a unit's weights."""
     rows = 2 * hidden + key_size
     shapes: dict[str, tuple[int, ...]] = {"W": (rows, features), "b": (rows,)}
     shapes |= {"scale": (2, key_size), "offset": (2, key_size)}
     shapes |= {"bias_vectors": (2, key_size)} if rotary else {}
-    return shapes | {"W_o": (features, hidden), "b_o": (features,)}
+    shapes |= {"W_o": (features, hidden), "b_o": (features,)}
+    return {name: shape for name, shape in shapes.items() if bias or name not in ("b", "b_o")}
 
 
 def forward(
@@ -67,7 +71,7 @@ def forward(
     live = live_steps(lengths, x)
     mask = live[:, None] & (np.tri(x.shape[1], dtype=bool) if causal else True)
     x = np.where(live[..., None], x, 0)
-    a = x @ weights["W"].T + weights["b"]
+    a = x @ weights["W"].T + weights.get("b", 0)
     hidden = weights["W_o"].shape[1]
     u, v, z = np.split(a * sigmoid(a), [hidden, 2 * hidden], axis=-1)
     q, k = (weights["scale"][i] * z + weights["offset"][i] for i in (0, 1))
@@ -75,7 +79,7 @@ def forward(
     r = np.maximum(q @ k.swapaxes(1, 2) / seen + _bias(weights, x.shape[1]), 0)
     g = np.where(mask, r**2, 0)
     c = g @ v
-    y = (u * c) @ weights["W_o"].T + weights["b_o"]
+    y = (u * c) @ weights["W_o"].T + weights.get("b_o", 0)
     saved: Saved = {"weights": weights, "live": live[..., None], "mask": mask, "x": x, "a": a}
     saved |= {"u": u, "v": v, "z": z, "q": q, "k": k, "seen": seen, "r": r, "g": g, "c": c}
     return np.where(live[..., None], y, 0), saved
@@ -114,7 +118,8 @@ def backward(dy: Array, saved: Saved) -> Weights:
     d_a = np.concatenate([d_y * c, d_v, d_z], axis=-1) * open_ * (1 + a * (1 - open_))
     grads["W"] = np.einsum("btr,btd->rd", d_a, saved["x"])
     grads["b"] = d_a.sum(axis=(0, 1))
-    return grads | {"x": np.where(saved["live"], d_a @ w["W"], 0)}
+    grads["x"] = np.where(saved["live"], d_a @ w["W"], 0)
+    return {name: value for name, value in grads.items() if name == "x" or name in w}
 
 
 def _bias_backward(d_bias: Array, vectors: Array) -> Array:
@@ -128,7 +133,7 @@ def _check(x: Array, weights: Weights, n: float | None) -> None:
     hidden = weights["W_o"].shape[-1] if "W_o" in weights else 0
     key_size = weights["scale"].shape[-1] if "scale" in weights else 0
     rotary = "bias_vectors" in weights
-    check_weights(weights, _shapes(x.shape[2], hidden, key_size, rotary), x)
+    check_weights(weights, _shapes(x.shape[2], hidden, key_size, rotary, "b" in weights), x)
     if rotary and key_size % 2:
         raise ValueError(f"weights['bias_vectors']: expected an even S, got {key_size}")
     if n is not None and n <= 0:

@@ -6,7 +6,7 @@ Must not import SymPy, torch or any other floor: its agreement with them is evid
 Shapes: x (B, T, D), F hidden features. Weights: `norm1.gamma`, `norm1.beta`, `norm2.gamma`,
 `norm2.beta` (D,); behind `attention.` those of gatelib.reference.gated_attention, behind `gate1.`
 and `gate2.` those of the gate in gatelib.reference.highway; `W_in` (F, D), `b_in`, `W_out` (D, F)
-and `b_out`.
+and `b_out`. Without the weights of the gates a submodule is added to the stream, as in TrXL-I.
 """
 
 from __future__ import annotations
@@ -99,8 +99,10 @@ def _behind(place: str, weights: Weights) -> Weights:
     return {place + name: value for name, value in weights.items()}
 
 
-def _gate(x: Array, y: Array, weights: Weights) -> tuple[Array, highway.Saved]:
-    """The gate of gatelib.reference.highway, at each position of (B, T, D)."""
+def _gate(x: Array, y: Array, weights: Weights) -> tuple[Array, highway.Saved | None]:
+    """The gate of gatelib.reference.highway, at each position of (B, T, D), or a sum."""
+    if not weights:
+        return x + y, None
     rows = x.shape[-1]
     g, saved = highway.forward_gtrxl(x.reshape(-1, rows), y.reshape(-1, rows), weights)
     return g.reshape(x.shape), saved
@@ -108,6 +110,8 @@ def _gate(x: Array, y: Array, weights: Weights) -> tuple[Array, highway.Saved]:
 
 def _gate_backward(place: str, d: Array, saved: Saved, grads: Weights) -> tuple[Array, Array]:
     """The gradients of both streams; those of the gate's weights go to grads."""
+    if saved[place] is None:
+        return d, d
     found = highway.backward_gtrxl(d.reshape(-1, d.shape[-1]), saved[place])
     d_x, d_y = (found.pop(name).reshape(d.shape) for name in "xy")
     grads |= _behind(f"{place}.", found)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import sympy as sp
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,61 +183,6 @@ def test_without_options_it_is_torchs_multihead_attention():
     assert_agree(by_hand(kind, x, weights, dy), found)
 
 
-# ---- sinks and masked rows -------------------------------------------------------------------
-
-
-def scores_and_values(seed=0):
-    rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(2, 4, 6)) for _ in range(3))
-    return q, k, v, np.tri(4, dtype=bool) & np.ones((2, 1, 1), bool)
-
-
-def test_a_dropped_sink_is_the_output_gate_sigmoid_of_lse_minus_s():
-    q, k, v, mask = scores_and_values()
-    s = np.array([0.7, -40.0])[:, None, None]
-    c, g, saved = plain.forward_masked(q, k, v, mask, sink=s)
-    without, _, rest = plain.forward_masked(q, k, v, mask)
-    lse = np.log(np.where(mask, np.exp(rest["scores"]), 0).sum(-1, keepdims=True))
-    t = plain.sigmoid(lse - s)
-    close(c, t * without, 1e-15)
-    close(g.sum(-1, keepdims=True), t, 1e-15)
-    d = np.random.default_rng(1).normal(size=c.shape)
-    slope = -t * (1 - t) * (d * without).sum(-1, keepdims=True)
-    close(plain.backward_masked(d, saved)["sink"], slope, 1e-15)
-
-
-def test_a_sink_far_below_is_none_and_one_far_above_shuts_the_head():
-    q, k, v, mask = scores_and_values()
-    low, high = (plain.forward_masked(q, k, v, mask, sink=np.full(1, s))[0] for s in (-99.0, 99.0))
-    close(low, plain.forward_masked(q, k, v, mask)[0], 1e-15)
-    assert np.abs(high).max() < 1e-35
-
-
-@pytest.mark.parametrize("on", [{}, {"sink": np.full(1, 0.5)}, {"activation": "sigmoid"}])
-def test_a_query_that_sees_nothing_reads_0_and_gives_no_gradient(on):
-    q, k, v, mask = scores_and_values()
-    mask[:, 2] = False
-    c, g, saved = plain.forward_masked(q, k, v, mask, **on)
-    assert not c[:, 2].any() and not g[:, 2].any()
-    only = np.zeros_like(c)
-    only[:, 2] = 1.0
-    assert not any(value.any() for value in plain.backward_masked(only, saved).values())
-    shown = (torch.tensor(part) for part in (q, k, v))
-    if not on:
-        close(F.scaled_dot_product_attention(*shown, torch.tensor(mask)).numpy(), c, 1e-14)
-
-
-def test_a_mask_after_the_softmax_is_another_function():
-    """The weights no longer sum to 1, and what is masked still moves what is read."""
-    q, k, v, mask = scores_and_values()
-    _, g, _ = plain.forward_masked(q, k, v, np.ones_like(mask))
-    moved = k.copy()
-    moved[:, 3] += 1.0
-    _, other, _ = plain.forward_masked(q, moved, v, np.ones_like(mask))
-    assert (np.where(mask, g, 0).sum(-1)[:, 0] < 0.9).all()
-    assert np.abs(np.where(mask, g - other, 0)[:, 0]).max() > 1e-3
-
-
 # ---- what gates are equal to -----------------------------------------------------------------
 
 
@@ -397,16 +341,6 @@ BAD = [
     (lambda: Kind(per="row"), ValueError, "per: expected one of"),
     (lambda: Kind(4, 3), ValueError, "kv_heads: expected a divisor of 4, got 3"),
     (lambda: Kind(sink="zero", activation="sigmoid"), ValueError, "sink: expected None beside"),
-    (
-        lambda: plain.forward_masked(*scores_and_values(), sink=np.ones(1), activation="sigmoid"),
-        ValueError,
-        "sink: expected None beside",
-    ),
-    (
-        lambda: plain.forward_masked(*scores_and_values(), activation="relu"),
-        ValueError,
-        "activation: expected one of",
-    ),
     (
         lambda: reference.forward(problem(Kind(3))[0], {}, Kind(5)),
         ValueError,

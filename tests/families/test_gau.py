@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gatelib import derived, lab
 from gatelib.equations import attention, gau
+from gatelib.nn import GatedAttentionUnit
 from gatelib.reference import gau as reference
 from tests.families.witnesses import assert_agree, close
 
@@ -52,8 +53,25 @@ def by_hand(options, x, weights, dy, lengths=None):
     return {"y": y} | {f"d_{k}": v for k, v in reference.backward(dy, saved).items()}
 
 
-def by_torch(options, x, weights, dy, lengths=None):
+def by_formula(options, x, weights, dy, lengths=None):
     run = partial(formula, options, lengths)
+    return lab.gradients(run, {"x": x} | weights, {"y": dy})
+
+
+LAYER = {"W": "weight_in", "b": "bias_in", "W_o": "weight_out", "b_o": "bias_out"}
+"""Where weights have another name in the module."""
+
+
+def by_torch(options, x, weights, dy, lengths=None):
+    own = {"position": "rotary" if options["rotary"] else None, "bias": "b" in weights}
+    sizes = x.shape[2], weights["W_o"].shape[1], weights["scale"].shape[1]
+    module = GatedAttentionUnit(*sizes, **given_to(options), **own, dtype=torch.float64)
+    rows = None if lengths is None else torch.tensor(lengths)
+
+    def run(given):
+        named = {LAYER.get(name, name): given[name] for name in weights}
+        return {"y": lab.called(module, named, given["x"], None, rows)[0]}
+
     return lab.gradients(run, {"x": x} | weights, {"y": dy})
 
 
@@ -64,7 +82,7 @@ def formula(options, lengths, w):
     if lengths is not None:
         live = steps < torch.tensor(lengths)[:, None]
     hidden = w["W_o"].shape[1]
-    h = F.silu(F.linear(w["x"] * live[..., None], w["W"], w["b"]))
+    h = F.silu(F.linear(w["x"] * live[..., None], w["W"], w.get("b")))
     u, v, z = h.split([hidden, hidden, h.shape[2] - 2 * hidden], -1)
     q, k = (z * w["scale"][i] + w["offset"][i] for i in (0, 1))
     mask = live[:, None] & ((steps[:, None] >= steps) | (not options["causal"]))
@@ -78,24 +96,23 @@ def formula(options, lengths, w):
         at_i, at_j = pair[0] * turn, pair[1] * turn
         e = e + (at_i[:, None] * at_j.conj()).real.sum(-1)
     c = (F.relu(e) ** 2 * mask) @ v
-    y = F.linear(u * c, w["W_o"], w["b_o"])
+    y = F.linear(u * c, w["W_o"], w.get("b_o"))
     return {"y": y.masked_fill(~live[..., None], 0)}
 
 
-def three(options, *case):
-    """What the three witnesses found, each in every output and gradient."""
+def assert_all_agree(options, *case):
+    """Every witness finds every output and gradient."""
     expected = by_equations(options, *case)
     bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in expected.values()))
-    assert_agree(by_hand(options, *case), expected, bound)
-    assert_agree(by_torch(options, *case), expected, bound)
-    return expected
+    for witness in (by_hand, by_formula, by_torch):
+        assert_agree(witness(options, *case), expected, bound)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=name_of)
 def test_equations_hand_and_torch_agree(options):
     *case, lengths = problem(options)
-    three(options, *case)
-    three(options, *case, lengths)
+    assert_all_agree(options, *case)
+    assert_all_agree(options, *case, lengths)
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,11 +121,15 @@ def test_equations_hand_and_torch_agree(options):
     shape=st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 4)),
     sizes=st.tuples(st.integers(1, 5), st.sampled_from([2, 4, 6])),
     scale=st.sampled_from([0.0, 1.0, 30.0]),
+    bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_they_agree_for_any_shape(options, shape, sizes, scale, seed):
-    *case, _ = problem(options, shape, *sizes, seed, scale)
-    three(options, *case, np.random.default_rng(seed).integers(0, shape[1] + 1, shape[0]))
+def test_they_agree_for_any_shape(options, shape, sizes, scale, bias, seed):
+    x, weights, dy, _ = problem(options, shape, *sizes, seed, scale)
+    weights = {k: v for k, v in weights.items() if bias or k not in ("b", "b_o")}
+    assert_all_agree(
+        options, x, weights, dy, np.random.default_rng(seed).integers(0, shape[1] + 1, shape[0])
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=name_of)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelib import derived, lab
+from gatelib.nn import GTrXLBlock
 from gatelib.reference import gated_attention, highway
 from gatelib.reference import gtrxl as reference
 from gatelib.reference.gated_attention import Kind
@@ -21,10 +22,11 @@ from tests.families.witnesses import assert_agree, close
 KINDS = [Kind(2), Kind(2, position="rope"), Kind(2, forget=True, sink="learned")]
 
 
-def problem(kind, shape=(3, 5, 8), hidden=7, seed=0, bias=2.0):
+def problem(kind, shape=(3, 5, 8), hidden=7, seed=0, bias=2.0, gated=True):
     """x, weights that have left their start, the upstream gradient, and lengths, 0 among them."""
     rng = np.random.default_rng(seed)
     weights = reference.initialize(rng, shape[2], hidden, kind, bias)
+    weights = {k: v for k, v in weights.items() if gated or not k.startswith("gate")}
     weights = {name: value + 0.3 * rng.normal(size=value.shape) for name, value in weights.items()}
     lengths = np.minimum(np.array([5, 0, 2, 1])[: shape[0]], shape[1])
     return rng.normal(size=shape), weights, rng.normal(size=shape), lengths
@@ -42,8 +44,37 @@ def by_hand(kind, x, weights, dy, lengths=None):
     return {"y": y} | {f"d_{k}": v for k, v in reference.backward(dy, saved).items()}
 
 
-def by_torch(kind, x, weights, dy, lengths=None):
+def by_formula(kind, x, weights, dy, lengths=None):
     run = partial(formula, kind, lengths)
+    return lab.gradients(run, {"x": x} | weights, {"y": dy})
+
+
+ENDS = {"gamma": "weight", "beta": "bias", "W_y": "weight_y", "W_x": "weight_x", "b": "bias"}
+LINEAR = {"W": "weight", "b": "bias"}
+
+
+def place_of(name):
+    """Where a weight of the reference is in the module."""
+    part, _, own = name.rpartition(".")
+    if part == "attention":
+        return f"attention.{attention_formula.LAYER[own]}"
+    if part:
+        return f"{part}.{ENDS[own]}"
+    end, _, linear = name.partition("_")
+    return f"linear_{linear}.{LINEAR[end]}"
+
+
+def by_torch(kind, x, weights, dy, lengths=None):
+    options = {"sink": kind.sink, "forget": kind.forget, "position": kind.position}
+    options |= {"stream": "gru" if "gate1.b" in weights else "sum"}
+    sizes = x.shape[2], kind.heads, len(weights["W_in"])
+    module = GTrXLBlock(*sizes, **options, dtype=torch.float64)
+    rows = None if lengths is None else torch.tensor(lengths)
+
+    def run(given):
+        own = {place_of(name): given[name] for name in weights}
+        return {"y": lab.called(module, own, given["x"], None, rows)[0]}
+
     return lab.gradients(run, {"x": x} | weights, {"y": dy})
 
 
@@ -66,27 +97,29 @@ def normed(place, x, w):
 
 
 def gated(place, x, y, w):
-    """g = (1 − z) x + z tanh(W_g y + U_g (r x)), with z = σ(W_z y + U_z x − b)."""
+    """g = (1 − z) x + z tanh(W_g y + U_g (r x)), with z = σ(W_z y + U_z x − b); or x + y."""
+    if f"{place}b" not in w:
+        return x + y
     W, U = (w[place + name].chunk(3) for name in ("W_y", "W_x"))
     r = torch.sigmoid(F.linear(y, W[0]) + F.linear(x, U[0]))
     z = torch.sigmoid(F.linear(y, W[1]) + F.linear(x, U[1]) - w[place + "b"])
     return (1 - z) * x + z * torch.tanh(F.linear(y, W[2]) + F.linear(r * x, U[2]))
 
 
-def three(kind, *case):
-    """What the three witnesses found, each in every output and gradient."""
+def assert_all_agree(kind, *case):
+    """Every witness finds every output and gradient."""
     expected = by_equations(kind, *case)
     bound = 1e-11 * (1 + max(np.abs(v).max(initial=0.0) for v in expected.values()))
-    assert_agree(by_hand(kind, *case), expected, bound)
-    assert_agree(by_torch(kind, *case), expected, bound)
-    return expected
+    for witness in (by_hand, by_formula, by_torch):
+        assert_agree(witness(kind, *case), expected, bound)
 
 
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "summed"])
 @pytest.mark.parametrize("kind", KINDS, ids=["plain", "rope", "forgetting"])
-def test_equations_hand_and_torch_agree(kind):
-    *case, lengths = problem(kind)
-    three(kind, *case)
-    three(kind, *case, lengths)
+def test_equations_hand_and_torch_agree(kind, gated):
+    *case, lengths = problem(kind, gated=gated)
+    assert_all_agree(kind, *case)
+    assert_all_agree(kind, *case, lengths)
 
 
 @settings(max_examples=20, deadline=None)
@@ -94,11 +127,12 @@ def test_equations_hand_and_torch_agree(kind):
     kind=st.sampled_from(KINDS),
     shape=st.tuples(st.integers(0, 3), st.integers(0, 4), st.sampled_from([4, 8])),
     hidden=st.integers(1, 6),
+    gated=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_they_agree_for_any_shape(kind, shape, hidden, seed):
-    *case, _ = problem(kind, shape, hidden, seed)
-    three(kind, *case, np.random.default_rng(seed).integers(0, shape[1] + 1, shape[0]))
+def test_they_agree_for_any_shape(kind, shape, hidden, gated, seed):
+    *case, _ = problem(kind, shape, hidden, seed, gated=gated)
+    assert_all_agree(kind, *case, np.random.default_rng(seed).integers(0, shape[1] + 1, shape[0]))
 
 
 def test_padding_reaches_nobody_and_a_row_of_padding_gives_0():
