@@ -11,8 +11,9 @@ installed, git may be absent (`--commit`, or GATES_COMMIT, says what is measured
 
 The parts are `ceilings` (a copy and matrix products, by CUDA events), `tests` (all that are marked
 `gpu`, in several processes at once), and the benchmarks `scan`, `recurrent`, `lstm`, `gru`,
-`highway` and `glu`. Each has a limit. After each part `DIR/<device>.json` is written anew with what
-is known, so a call that is cut off leaves its figures; what the parts printed is in `DIR/gpu.log`.
+`highway`, `glu` and `moe`. Each has a limit. After each part `DIR/<device>.json` is written anew
+with what is known, so a call that is cut off leaves its figures; what the parts printed is in
+`DIR/gpu.log`.
 
 Without a CUDA device it says what it would do, and exits with 0.
 """
@@ -64,11 +65,11 @@ class Part:
 PARTS = (
     Part("ceilings", ("tools/gpu.py", "--measure-ceilings"), 45, "a copy and matrix products"),
     Part("tests", (), 220, "all tests marked gpu, several processes at once"),
-    Part("scan", ("benchmarks/triton_scan.py",), 75, "time scans beside a copy of the same bytes"),
+    Part("scan", ("benchmarks/triton_scan.py",), 60, "time scans beside a copy of the same bytes"),
     Part(
         "recurrent",
         ("benchmarks/recurrent.py", "--device", "cuda", "--rounds", "5"),
-        75,
+        60,
         "Recurrent beside the eager loop and cuDNN's LSTM",
     ),
     Part("lstm", ("benchmarks/lstm.py", "--device", "cuda"), 25, "nn.LSTM beside torch's"),
@@ -80,6 +81,7 @@ PARTS = (
         40,
         "gates over features beside eager, a copy, and Liger where it is installed",
     ),
+    Part("moe", ("benchmarks/moe.py", "--device", "cuda"), 30, "experts beside a dense gated MLP"),
 )
 
 

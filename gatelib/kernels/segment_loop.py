@@ -4,13 +4,15 @@ Imports torch, and of gatelib.kernels gated, glu and pairs.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 What a step needs, the step before it left in the cache, and no tensor but the results and what is
-saved has a row for each pair. Of low precision one segment at a time is widened: between the
-products all is float32, and rounded once.
+saved has a row for each pair. Forward, a segment is filled up with the rows that stand behind it;
+what they give is written over by the next. Of low precision one segment at a time is widened:
+between the products all is float32, and rounded once.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gatelib.kernels import glu
@@ -18,6 +20,10 @@ from gatelib.kernels.gated import Gated
 from gatelib.kernels.pairs import Segments
 
 __all__ = ["Stacks", "back_again", "backward", "forward", "halves"]
+
+ROWS = 8
+"""A product's rows are as many as a multiple of this. BLAS sums the last few rows of a product in
+another order, so that a token's last bits would tell how many others went to its expert."""
 
 Stacks = tuple[Tensor, Tensor]
 """`weight_in` (E, G*H, D) and `weight_out` (E, O, H)."""
@@ -38,15 +44,20 @@ def forward(
             rows, where nobody wants them.
     """
     y = x.new_zeros(len(x), stacks[1].shape[1], dtype=weights.dtype)
-    packed[where.ends[-1] :] = 0
-    saved = _parts(where, packed) if len(packed) else [None] * len(where.ends)
-    columns = zip(*stacks, _parts(where, where.token), _parts(where, weights), saved, strict=True)
-    for w_in, w_out, token, weight, own in columns:
-        a = torch.mm(x.index_select(0, token), w_in.t(), out=own).to(weights.dtype)
+    starts = [0, *where.ends[:-1]]
+    for w_in, w_out, start, end in zip(*stacks, starts, where.ends, strict=True):
+        stop = end + -(end - start) % ROWS
+        token = F.pad(where.token[start:stop], (0, max(0, stop - len(where.token))))
+        own = packed[start:stop] if stop <= len(packed) else None
+        found = torch.mm(x.index_select(0, token), w_in.t(), out=own)
+        if own is None and len(packed):
+            packed[start:end] = found[: end - start]
+        a = found.to(weights.dtype)
         product = a.new_empty(len(a), w_out.shape[1])
         glu._run(known, "ahead", halves(known.inputs, a), {known.output: product})
-        turned = torch.mm(product.to(x.dtype), w_out.t()).to(weights.dtype)
-        y.index_add_(0, token, turned.mul_(weight))
+        turned = torch.mm(product.to(x.dtype), w_out.t())[: end - start].to(weights.dtype)
+        y.index_add_(0, token[: end - start], turned.mul_(weights[start:end]))
+    packed[where.ends[-1] :] = 0
     return y
 
 

@@ -177,6 +177,22 @@ def test_a_weight_of_0_has_the_gradient_of_the_formula():
     assert found[0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [2, 3, 4, 5, 9, 17, 40])
+@pytest.mark.parametrize("save", [True, False])
+def test_a_later_token_changes_no_bit_of_those_before(tokens, dtype, save):
+    """Though it changes how many rows its expert's product has. Sizes are multiples of 8."""
+    generator = torch.Generator().manual_seed(tokens)
+    indices = torch.randint(-1, 6, (tokens, 2), generator=generator)
+    x, *others = leaves_of(SWIGLU, indices, 8, 16, outputs=8, dtype=dtype)
+    before = run(experts_mlp, SWIGLU, indices)(x, *others)
+    for expert in range(-1, 6):
+        moved, changed = indices.clone(), x.detach().clone()
+        moved[-1], changed[-1] = expert, 3 - changed[-1]
+        after = run(experts_mlp, SWIGLU, moved)(changed.requires_grad_(save), *others)
+        assert torch.equal(before[:-1], after[:-1])
+
+
 # --- low precision ----------------------------------------------------------------------------
 
 
