@@ -165,3 +165,12 @@ def gradients_by_layer(config, given, upstream, seed, selection_bias=None, noise
         return made | {"logits": routing.clean, "noisy": routing.logits}
 
     return lab.gradients(run, given, upstream)
+
+
+def allowed(rated, k, count, kept, best):
+    """The selection in plain Python: whole groups first, then experts."""
+    size = len(rated) // count
+    groups = [list(range(g * size, (g + 1) * size)) for g in range(count)]
+    groups.sort(key=lambda g: -sum(sorted(rated[g])[-best:]))
+    inside = sorted(e for g in groups[:kept] for e in g)
+    return set(sorted(inside, key=lambda e: -rated[e])[:k])

@@ -184,41 +184,49 @@ def test_the_z_loss_agrees(N, E, scale, padded, seed):
     )
 
 
+def by_sequence(v, losses):
+    """The mean of these losses of the sequences, from sigmoid scores over their sum."""
+    p = derived.balance.normalized_scores(v["a"])
+    each = [loss(p)["l"][None] for loss in losses]
+    return {"l": derived.gate(MEAN, v=derived.join(each))["m"][0]}
+
+
+def torch_by_sequence(v, indices, live):
+    """The same by a loop, and by the layers' own function."""
+    s = v["a"].sigmoid().reshape(*live.shape, -1)
+    p = s / s.sum(-1, keepdim=True)
+    each = zip(p, indices, live, strict=True)
+    return sum(torch_switch(*one) for one in each) / len(live)
+
+
+def layers_by_sequence(v, indices, live):
+    s = v["a"].sigmoid().reshape(*live.shape, -1)
+    return layer.switch_loss(s, torch.tensor(indices), torch.tensor(live), per="sequence")
+
+
 @settings(max_examples=30, deadline=None)
 @given(B=st.integers(1, 3), T=st.integers(1, 4), padded=st.booleans(), seed=st.integers(0, 99))
 def test_the_loss_per_sequence_is_the_mean_of_the_losses_of_the_sequences(B, T, padded, seed):
     """DeepSeek-V3's, through its normalised sigmoid scores, from the logits."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(B * T, 4))
-    indices = routers.top_k(logits, 2)
     live = (np.arange(T) < rng.integers(1, T + 1, B)[:, None]) if padded else np.ones((B, T), bool)
-    scores = routers.score(logits, "sigmoid")
-    p = reference.normalized_scores(scores)
-    shaped = [v.reshape(B, T, -1) for v in (p, indices)]
-    value, d = reference.per_sequence(*shaped, live)
-    d = reference.normalized_scores_backward(d.reshape(B * T, -1), scores)
+    indices, scores = routers.top_k(logits, 2), routers.score(logits, "sigmoid")
+    shaped = indices.reshape(B, T, 2)
+    p = reference.normalized_scores(scores).reshape(B, T, 4)
+    value, d = reference.per_sequence(p, shaped, live)
+    d = reference.normalized_scores_backward(d.reshape(B * T, 4), scores)
+    losses = [
+        lambda p, b=b: derived.balance.switch(
+            p[b * T : (b + 1) * T], masked(shaped[b], 4), 2, live[b]
+        )
+        for b in range(B)
+    ]
+    runs = [
+        partial(run, indices=shaped, live=live) for run in (torch_by_sequence, layers_by_sequence)
+    ]
     d = routers.score_backward(d, logits, scores, "sigmoid")
-    rows = [slice(b * T, (b + 1) * T) for b in range(B)]
-
-    def by_equations(v):
-        p = derived.balance.normalized_scores(v["a"])
-        parts = [
-            derived.balance.switch(p[at], masked(indices[at], 4), 2, here)["l"]
-            for at, here in zip(rows, live, strict=True)
-        ]
-        return {"l": derived.gate(MEAN, v=derived.join([part[None] for part in parts]))["m"][0]}
-
-    def by_torch(v):
-        s = v["a"].sigmoid()
-        p = s / s.sum(-1, keepdim=True)
-        pairs = zip(rows, live, strict=True)
-        return sum(torch_switch(p[at], indices[at], here) for at, here in pairs) / B
-
-    def by_layer(v):
-        shaped = v["a"].sigmoid().reshape(B, T, -1), torch.tensor(indices).reshape(B, T, -1)
-        return layer.switch_loss(*shaped, torch.tensor(live), per="sequence")
-
-    agree(by_equations, [by_torch, by_layer], {"a": logits}, value, {"a": d})
+    agree(partial(by_sequence, losses=losses), runs, {"a": logits}, value, {"a": d})
 
 
 MEAN = equations.Spec.parse("mean_of_losses", "v -> m", "m = mean(v)")

@@ -47,23 +47,7 @@ def room(config, live, N, factor):
 
 
 def by_hand(config, case, upstream, factor=None, priority="position", **options):
-    weights = {name: value for name, value in case.items() if name in PARAMETERS}
-    made = routers.forward(case["x"], weights, router_of(config), **options)
-    keep = np.ones(made.indices.shape, bool)
-    real = config.experts - config.identity_experts
-    if factor is not None:
-        most = room(config, options["live"], len(case["x"]), factor)
-        keep = reference.kept(made.indices, made.weights, config.experts, most, priority)
-        keep |= made.indices >= real
-    mask = reference.mask_of(made.indices, config.experts, keep)
-    gates = routers.scattered(made.weights * keep, made.indices, config.experts)
-    own = {name: case[name] for name in OWN}
-    y, saved = reference.forward(case["x"], gates, mask, own, scales=config.scales)
-    found = reference.backward(upstream["y"], saved)
-    d_weights = routers.gathered(found.pop("gates"), made.indices) * keep
-    by_router = routers.backward(made, d_weights)
-    by_router["x"] = by_router["x"] + found.pop("x")
-    found |= by_router
+    y, found = routed_by_hand(config, case, upstream, factor, priority, **options)
     if config.shared:
         own = {name: case[f"shared.{name}"] for name in OWN}
         f, saved = reference.shared(case["x"], own, gate=case.get("gate"))
@@ -74,6 +58,24 @@ def by_hand(config, case, upstream, factor=None, priority="position", **options)
     if options["live"] is not None:
         found["x"] = found["x"] * options["live"][:, None]
     return {"y": y} | {f"d_{name}": found[name] for name in case}
+
+
+def routed_by_hand(config, case, upstream, factor, priority, **options):
+    """What the routed experts give, and the gradients through them and the router."""
+    weights = {name: value for name, value in case.items() if name in PARAMETERS}
+    made = routers.forward(case["x"], weights, router_of(config), **options)
+    keep = np.ones(made.indices.shape, bool)
+    if factor is not None:
+        most = room(config, options["live"], len(case["x"]), factor)
+        keep = reference.kept(made.indices, made.weights, config.experts, most, priority)
+        keep |= made.indices >= config.experts - config.identity_experts
+    mask = reference.mask_of(made.indices, config.experts, keep)
+    gates = routers.scattered(made.weights * keep, made.indices, config.experts)
+    own = {name: case[name] for name in OWN}
+    y, saved = reference.forward(case["x"], gates, mask, own, scales=config.scales)
+    found = reference.backward(upstream["y"], saved)
+    by_router = routers.backward(made, routers.gathered(found.pop("gates"), made.indices) * keep)
+    return y, found | by_router | {"x": found["x"] + by_router["x"]}
 
 
 def counted(weights, rated, k, most, priority):
