@@ -11,9 +11,9 @@ installed, git may be absent (`--commit`, or GATES_COMMIT, says what is measured
 
 The parts are `ceilings` (a copy and matrix products, by CUDA events), `tests` (all that are marked
 `gpu`, in several processes at once), and the benchmarks `scan`, `recurrent`, `lstm`, `gru`,
-`highway`, `glu` and `moe`. Each has a limit. After each part `DIR/<device>.json` is written anew
-with what is known, so a call that is cut off leaves its figures; what the parts printed is in
-`DIR/gpu.log`.
+`highway`, `glu`, `moe` and `attention`. Each has a limit. After each part `DIR/<device>.json` is
+written anew with what is known, so a call that is cut off leaves its figures; what the parts
+printed is in `DIR/gpu.log`.
 
 Without a CUDA device it says what it would do, and exits with 0.
 """
@@ -64,7 +64,7 @@ class Part:
 
 PARTS = (
     Part("ceilings", ("tools/gpu.py", "--measure-ceilings"), 45, "a copy and matrix products"),
-    Part("tests", (), 220, "all tests marked gpu, several processes at once"),
+    Part("tests", (), 198, "all tests marked gpu, several processes at once"),
     Part("scan", ("benchmarks/triton_scan.py",), 60, "time scans beside a copy of the same bytes"),
     Part(
         "recurrent",
@@ -82,6 +82,12 @@ PARTS = (
         "gates over features beside eager, a copy, and Liger where it is installed",
     ),
     Part("moe", ("benchmarks/moe.py", "--device", "cuda"), 30, "experts beside a dense gated MLP"),
+    Part(
+        "attention",
+        ("benchmarks/attention.py", "--device", "cuda", "--rounds", "5"),
+        22,
+        "gated attention beside a plain layer of scaled_dot_product_attention",
+    ),
 )
 
 

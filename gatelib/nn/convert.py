@@ -1,12 +1,13 @@
 """Weights of recurrent layers and gated MLPs from one library's or paper's layout to another's.
-Imports torch; check, conv_layouts, drop_in, glu_layouts and layouts of gatelib.nn.
+Imports torch, and of gatelib.nn check, drop_in, layouts and attention_, conv_ and glu_layouts.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Layouts differ in four ways. Names, order and transposition of the blocks always have a map. So has
 the sense of the update gate: 1 - sigmoid(a) = sigmoid(-a), so its weights change sign. Two biases
 become one where the reset gate doesn't stand between them. Whether the reset gate acts before or
 after the product with U has no map, and a request for one is refused. Gated MLPs differ in names
-and in the order of gate and value alone (`glu_layout`, `gated_mlp`).
+and in the order of gate and value alone (`glu_layout`, `gated_mlp`); so do the gates of attention
+(`attention_gates`, `sink_column`), and those of GTrXL in names and transposition (`gtrxl_gate`).
 """
 
 import copy
@@ -17,6 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatelib.nn.attention_layouts import (
+    GTRXL_LAYOUTS,
+    GTrXLLayout,
+    attention_gates,
+    gtrxl_gate,
+    sink_column,
+)
 from gatelib.nn.check import check_choice
 from gatelib.nn.conv_layouts import CONV_LAYOUTS, conv_lstm
 from gatelib.nn.drop_in import DropIn
@@ -37,18 +45,23 @@ from gatelib.nn.layouts import (
 __all__ = [
     "CONV_LAYOUTS",
     "GLU_LAYOUTS",
+    "GTRXL_LAYOUTS",
     "LAYOUTS",
     "LSTM_LAYOUTS",
     "RNN_LAYOUTS",
     "GLULayout",
+    "GTrXLLayout",
     "Layout",
     "add_biases",
+    "attention_gates",
     "conv_lstm",
     "gated_mlp",
     "glu_layout",
     "gru",
+    "gtrxl_gate",
     "lstm",
     "rnn",
+    "sink_column",
     "to_torch",
 ]
 

@@ -302,7 +302,10 @@ class Reading:
         )
 
     def _mask(self) -> Tensor | None:
-        """The mask of SDPA: none where it is causal, of bool without a bias, else of float."""
+        """The mask of SDPA: none where it is causal, of bool without a bias, else of float.
+
+        It has two axes or four: with three, torch's kernel for CPUs leaves it to a slower one.
+        """
         if self.bias is None and self.sink is None:
             return self.allowed
         mask = self._added()
@@ -311,7 +314,7 @@ class Reading:
             if mask.dim() < 3 or mask.size(-3) == 1:
                 mask = mask.expand(*mask.shape[:-3], sink.size(0), *mask.shape[-2:])
             mask = torch.cat([mask, sink.expand(*mask.shape[:-1], 1)], -1)
-        return mask
+        return mask[None] if mask.dim() == 3 else mask
 
     def _added(self) -> Tensor:
         """What is added to the scores: the bias, and -inf where a key isn't read."""
