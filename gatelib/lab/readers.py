@@ -34,9 +34,12 @@ from gatelib.nn.glu import GLU, GatedMLP
 from gatelib.nn.gmlp import SpatialGatingUnit
 from gatelib.nn.gru import GRU
 from gatelib.nn.highway import GTrXLGate, Highway, RecurrentHighway
+from gatelib.nn.mixture_of_depths import MixtureOfDepths
+from gatelib.nn.moe import MoE
 from gatelib.nn.recurrent import Recurrent
 from gatelib.nn.rnn import Jordan, SkipRNN
 from gatelib.nn.seq2seq import FixedContext
+from gatelib.nn.soft_moe import SoftMoE
 from gatelib.nn.vision import ECA, FiLM, SqueezeExcitation
 from gatelib.spec import symbol
 
@@ -46,17 +49,21 @@ Gates = dict[str, Tensor]
 
 WITHOUT_GATES = {
     "AMLPBlock": "its unit is recorded where it stands",
+    "Balancer": "hears a routing, and multiplies nothing",
     "Decoder": "its layer and its attention are recorded where they stand",
     "Deep": "its layers are recorded where they stand",
     "Dense": "appends, and multiplies nothing",
     "Encoder": "its layer and its gate are recorded where they stand",
+    "ExpertChoiceRouter": "what it returns is all there is; MoE is recorded with it",
     "GatedConv1d": "its gate is recorded where it stands",
     "GMLPBlock": "its unit is recorded where it stands",
     "GatedResidualBlock2d": "its gate is recorded where it stands",
     "GTrXLBlock": "its attention and its gates are recorded where they stand",
+    "HashRouter": "what it returns is all there is; MoE is recorded with it",
     "Seq2Seq": "encoder and decoder are recorded where they stand",
     "Stack": "its layers are recorded where they stand",
     "StochasticDepth": "its gates are drawn inside its forward",
+    "TopKRouter": "what it returns is all there is; MoE is recorded with it",
     "VariationalDropout": "its gates are drawn inside its forward",
 }
 """The modules of gatelib.nn that `record` doesn't read, and why."""
@@ -385,6 +392,12 @@ def _read_channels(module: Any, arguments: list[Any], result: Any) -> dict[str, 
     return {"": {k: v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in values.items()}}
 
 
+def _read_routing(module: MoE, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """Weights and scores (…, E) by expert; a weight is 0 where the token doesn't go."""
+    routing, shape = module.routing, (*arguments[0].shape[:-1], -1)
+    return {"": {"w": routing.dense().reshape(shape), "s": routing.scores.reshape(shape)}}
+
+
 # ---- modules that are a gate ------------------------------------------------------------------
 
 
@@ -425,9 +438,11 @@ _READERS: list[tuple[tuple[type, ...], Reader]] = [
     ((GatedAttention,), Reader(_read_heads, _heads_role)),
     ((GatedAttentionUnit,), Reader(_read_unit, lambda module: Role(("attention", "u")))),
     ((Residual,), Reader(_read_alpha, lambda module: Role(("alpha",)))),
+    ((SqueezeExcitation, ECA, FiLM), Reader(_read_channels, lambda _: Role(("gamma", "beta")))),
+    ((MoE,), Reader(_read_routing)),
     (
-        (SqueezeExcitation, ECA, FiLM),
-        Reader(_read_channels, lambda module: Role(("gamma", "beta"))),
+        (SoftMoE, MixtureOfDepths),
+        Reader(lambda module, given, _: {"": module.values(*given)}, lambda _: Role(("r",))),
     ),
     ((nn.GLU,), Reader(_read_glu)),
     ((GLU, GatedMLP), Reader(_read_values, _values_role)),

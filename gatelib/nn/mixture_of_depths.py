@@ -107,6 +107,13 @@ class MixtureOfDepths(nn.Module):
         added = torch.where(there, rating.gather(1, places.unsqueeze(-1)) * made, 0)
         return input + torch.zeros_like(input).scatter(1, wide, added.to(input.dtype))
 
+    def values(self, input: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """`r` (B, T, 1), the rating, and `mask`, 1 where a token is chosen: to look at."""
+        rating = nn.functional.linear(input, self.weight)
+        places, there = self._chosen(rating.detach().squeeze(-1), live_positions(lengths, input))
+        chosen = torch.zeros_like(rating).scatter(1, places.unsqueeze(-1), there.to(rating))
+        return {"r": rating, "mask": chosen}
+
     def _chosen(self, rating: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """Places (B, C) of the chosen, ascending, and whether there is one, (B, C, 1)."""
         steps = rating.size(1)

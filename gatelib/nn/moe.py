@@ -1,7 +1,7 @@
 """A mixture of experts: a router sends each token to a few of many gated MLPs.
 
 Imports torch, gatelib.equations.routers, gatelib.kernels.segments, gatelib.spec; balancer, check,
-experts, glu, impl and routers of nn.
+choices, experts, glu, impl and routers of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -25,6 +25,7 @@ from gatelib.nn.check import (
     check_number,
     check_sizes,
 )
+from gatelib.nn.choices import ExpertChoiceRouter
 from gatelib.nn.experts import experts_plain, stack_of, start_stack
 from gatelib.nn.glu import GatedMLP, gating
 from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
@@ -140,6 +141,9 @@ class MoE(nn.Module):
 
     def _made_router(self, router: str | nn.Module, own: dict[str, Any]) -> nn.Module:
         every, biased = self.every, self.balancer.moves_bias
+        if not isinstance(router, str | nn.Module):
+            found = type(router).__name__
+            raise TypeError(f"router: expected a name or a torch.nn.Module, got {found}")
         if isinstance(router, str):
             check_choice("router", router, [*get_args(Score), *CONFIGURATIONS])
             more: dict[str, Any] = {"experts": every, "k": self.k} | own
@@ -230,7 +234,7 @@ class MoE(nn.Module):
             return node
         check_features("input", input, self.features, self.weight_in)
         x, alive = flattened(input, _checked_live(input, lengths, live))
-        more = () if tokens is None else (_flat_tokens(tokens, input),)
+        more = () if tokens is None else (_flat_tokens(tokens, input, self.router),)
         routing: Routing = self.router(x, alive, *more)
         kept = self._kept(routing, input.shape[:-1])
         y = self._routed(x, routing, kept)
@@ -334,7 +338,10 @@ def _check_numbers(**numbers: object) -> None:
             raise ValueError(f"{name}: expected at least 0, got {number}")
 
 
-def _flat_tokens(tokens: Tensor, input: Tensor) -> Tensor:
+def _flat_tokens(tokens: Tensor, input: Tensor, router: nn.Module) -> Tensor:
+    if isinstance(router, TopKRouter | ExpertChoiceRouter):
+        found = f"with a {type(router).__name__}, which reads none, got a tensor"
+        raise ValueError(f"tokens: expected None {found}")
     if tokens.shape != input.shape[:-1]:
         shape = tuple(input.shape[:-1])
         raise ShapeError(f"tokens: expected shape {shape}, got {tuple(tokens.shape)}")

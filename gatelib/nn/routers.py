@@ -53,6 +53,12 @@ class Routing(NamedTuple):
     clean: Tensor | None = None
     spread: Tensor | None = None
 
+    def dense(self) -> Tensor:
+        """The weights by expert, (N, E): 0 where a token doesn't go."""
+        tokens, experts = self.scores.shape
+        wide = self.weights.new_zeros(tokens, experts + 1)
+        return wide.scatter_add(1, self.indices, self.weights)[:, :experts]
+
 
 _CONFIGURED = (
     *("experts", "k", "score", "select", "renormalize", "scale", "groups", "kept_groups"),

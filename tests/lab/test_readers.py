@@ -39,6 +39,9 @@ MADE = {
         layers.AdditiveAttention(D, H, 2),
         (floats(B, T, D), floats(B, 6, H)),
     ),
+    "MoE": lambda: (layers.MoE(D, 3, 2, hidden=H, shared=1), (floats(B, T, D),)),
+    "SoftMoE": lambda: (layers.SoftMoE(D, 3, 2, H), (floats(B, T, D),)),
+    "MixtureOfDepths": lambda: (layers.MixtureOfDepths(nn.Linear(D, D), D), (floats(B, T, D),)),
     "DotAttention": lambda: (layers.DotAttention(H, H), (floats(B, T, H), floats(B, 6, H))),
     "FixedContext": lambda: (layers.FixedContext(H), (floats(B, T, H), floats(B, 6, H))),
     "ConvGRU2d": lambda: (layers.ConvGRU2d(2, 3, 2), (floats(B, T, 2, 3, 3),)),
@@ -86,6 +89,7 @@ MADE = {
     "Encoder": lambda: (seq2seq_parts()[0], (TOKENS,)),
 }
 FUNCTIONS = {"convert", "init", "interpolate", "pool", "receptive_field"}
+FUNCTIONS |= {"auxiliary_loss", "balance", "update_balance", "updated_after"}
 
 
 def test_each_name_of_the_library_is_recorded_or_said_to_have_no_gate():

@@ -146,6 +146,23 @@ CASES = [
     Case("GatedMLP fused", lambda: gates.GatedMLP(4, 6, bias=True, impl="fused")),
     Case("GatedMLP reference", lambda: gates.GatedMLP(4, 6, kind="geglu_tanh", impl="reference")),
     Case("GatedMLP without a gate", lambda: gates.GatedMLP(4, 6, kind="relu_squared")),
+    Case("MoE fused", lambda: gates.MoE(4, 3, 2, hidden=8, impl="fused"), options=GIVEN),
+    Case("MoE reference", lambda: gates.MoE(4, 3, 2, hidden=8, shared=1, impl="reference")),
+    Case(
+        "MoE with a capacity",
+        lambda: gates.MoE(4, 3, 1, hidden=8, capacity_factor=0.7, identity_experts=1),
+    ),
+    Case(
+        "MoE of a bias", lambda: gates.MoE(4, 4, 2, hidden=8, router="sigmoid", balance="quantile")
+    ),
+    Case("TopKRouter", lambda: gates.TopKRouter(4, 6, 2, groups=3, kept_groups=2, bias=True)),
+    Case("ExpertChoiceRouter", lambda: gates.ExpertChoiceRouter(4, 3)),
+    Case("SoftMoE", lambda: gates.SoftMoE(4, 2, 3, 8), options=GIVEN),
+    Case(
+        "MixtureOfDepths",
+        lambda: gates.MixtureOfDepths(gates.GatedMLP(4, 6), 4, 0.5),
+        options=GIVEN,
+    ),
     Case("Jordan", lambda: gates.Jordan(4, 6, 3)),
     Case("SkipRNN", lambda: gates.SkipRNN(4, 6, 2)),
     Case("Residual", lambda: gates.Residual(nn.Linear(4, 4), "layerscale", features=4)),
