@@ -26,7 +26,7 @@ class Balancer(nn.Module):
     """Hears each routing; knows the loss for the last one, and moves a selection bias by all.
 
     Buffers, or None: `counts` (E) int64, for "bias" and "global"; `quantile_sum` (E) float64 and
-    `quantile_batches` int64 for "quantile". They count from one update to the next, in training
+    `quantile_batches` (1) int64 for "quantile". They count from one update to the next, in training
     alone, and not in a backward pass, where a checkpoint computes the same tokens again. `seen` is
     the last routing, which is no part of a state or of a copy.
 
@@ -74,7 +74,7 @@ class Balancer(nn.Module):
         sums = torch.zeros(experts, dtype=torch.float64, device=device) if quantile else None
         self.register_buffer("counts", counts)
         self.register_buffer("quantile_sum", sums)
-        self.register_buffer("quantile_batches", torch.zeros((), **whole) if quantile else None)
+        self.register_buffer("quantile_batches", torch.zeros(1, **whole) if quantile else None)
         self.counts: Tensor | None
         self.quantile_sum: Tensor | None
         self.quantile_batches: Tensor | None
@@ -214,7 +214,7 @@ class Balancer(nn.Module):
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor:
-    """The sum of `loss()` over the `Balancer`s of a model: add it to the loss of the last forward.
+    """The sum of `loss()` over each `Balancer` of a model: add it to the loss of the last forward.
 
         train(model, data, loss=lambda y, t: cross_entropy(y, t) + auxiliary_loss(model), ...)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelib.nn.check import ShapeError, check_number, check_sizes, check_tensor
-from gatelib.nn.routers import Routing, TopKRouter, flattened
+from gatelib.nn.routers import Routing, TopKRouter, flattened, rounded_up
 
 __all__ = ["ExpertChoiceRouter", "HashRouter"]
 
@@ -141,7 +141,7 @@ class ExpertChoiceRouter(nn.Module):
         tokens = torch.arange(len(order), device=order.device)
         rank = torch.empty_like(order).scatter(0, order, tokens[:, None].expand_as(order))
         alive = torch.isfinite(ranked)
-        most = torch.ceil(self.capacity_factor * alive[:, 0].sum().double() / self.experts - 1e-9)
+        most = rounded_up(alive[:, 0].sum(), self.capacity_factor / self.experts)
         chosen = (rank < most) & alive
         names = torch.arange(self.experts, device=order.device).expand_as(order)
         indices = torch.where(chosen, names, self.experts)

@@ -1,6 +1,6 @@
 """Mixture of depths: a block that only some tokens of each sequence pass through.
 
-Imports torch; attention, check and impl of nn.
+Imports torch; attention, check, impl and routers of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gatelib.nn.attention import live_positions
 from gatelib.nn.check import ShapeError, check_dtype, check_features, check_number, check_sizes
 from gatelib.nn.impl import traced
+from gatelib.nn.routers import rounded_up
 
 __all__ = ["MixtureOfDepths"]
 
@@ -123,8 +124,7 @@ class MixtureOfDepths(nn.Module):
         places = rating.sort(dim=1, descending=True, stable=True).indices[:, :most]
         there = torch.ones_like(places, dtype=torch.bool)
         if live is not None:
-            tokens = live.sum(-1).double()
-            kept = torch.ceil(self.share * tokens - 1e-9)
+            kept = rounded_up(live.sum(-1), self.share)
             there = torch.arange(most, device=places.device) < kept
         key = torch.where(there, places, places + steps)  # those that aren't there stand last
         order = key.argsort(dim=1)

@@ -29,7 +29,7 @@ from gatelib.nn.choices import ExpertChoiceRouter
 from gatelib.nn.experts import experts_plain, stack_of, start_stack
 from gatelib.nn.glu import GatedMLP, gating
 from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
-from gatelib.nn.routers import Routing, Score, TopKRouter, flattened
+from gatelib.nn.routers import Routing, Score, TopKRouter, flattened, rounded_up
 from gatelib.spec import Spec
 
 __all__ = ["MoE"]
@@ -278,8 +278,7 @@ class MoE(nn.Module):
         asked = routing.indices.t().gather(1, order.expand(routing.indices.size(1), -1))
         place = _place(asked.reshape(-1)).reshape(asked.shape)
         tokens = len(order) if routing.live is None else routing.live.sum()
-        share = torch.as_tensor(tokens, device=order.device).double() * self.k / self.every
-        most = torch.ceil(self.capacity_factor * share - 1e-9)
+        most = rounded_up(tokens, self.capacity_factor * self.k / self.every)
         fits = (place < most) | (asked >= self.experts)
         return torch.zeros_like(fits).scatter(1, order.expand_as(fits), fits).t()
 

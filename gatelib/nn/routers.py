@@ -28,7 +28,7 @@ from gatelib.nn.check import (
     check_tensor,
 )
 
-__all__ = ["Routing", "TopKRouter", "flattened", "top_indices"]
+__all__ = ["Routing", "TopKRouter", "flattened", "rounded_up", "top_indices"]
 
 Score = Literal["softmax", "sigmoid", "sqrt_softplus"]
 Select = Literal["after", "before"]
@@ -298,6 +298,16 @@ def flattened(input: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor | None
         raise ShapeError(f"live: expected device {input.device} as the input, got {live.device}")
     flat = live.reshape(-1)
     return rows.masked_fill(~flat[:, None], 0), flat
+
+
+def rounded_up(tokens: int | Tensor, share: float) -> float | Tensor:
+    """ceil(share * tokens), where what a product lacks or has too much in its last digits is none.
+
+    A count that is a tensor gives a tensor: nothing is read from it.
+    """
+    if isinstance(tokens, Tensor):
+        return torch.ceil(tokens.double() * share - 1e-9)
+    return math.ceil(tokens * share - 1e-9)
 
 
 def _wide(values: Tensor) -> Tensor:
