@@ -5,8 +5,7 @@ Must not import gatelib.reference: an instrument is no witness.
 
 torch's recurrent layers hide their gates. They are computed again from the weights, the input and
 the outputs that were seen: h_{t-1} is known for every t, so all steps are done at once, and only
-the cell state is a loop over time. What a name means (which gate keeps the old memory, which value
-is a state) is read from the cell's equations.
+the cell state is a loop over time. What a name means is read from the cell's equations.
 """
 
 from __future__ import annotations
