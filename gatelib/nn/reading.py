@@ -31,7 +31,7 @@ __all__ = [
     "AttentionState",
     "Positions",
     "Reading",
-    "Weights",
+    "WrittenOut",
     "alibi",
     "behind",
     "blank",
@@ -218,7 +218,7 @@ def given_live(
 # ---- the read -------------------------------------------------------------------------------
 
 
-class Weights(NamedTuple):
+class WrittenOut(NamedTuple):
     """What a read does, in float32 at least: the scores with all that is added, the weights
     (B, H, T, S), the weight of the sink (B, H, T, 1) if any, the context (B, H, T, d)."""
 
@@ -326,12 +326,12 @@ class Reading:
         bias = zero if self.bias is None else self.bias
         return torch.where(allowed, bias, -math.inf)
 
-    def written_out(self) -> Weights:
+    def written_out(self) -> WrittenOut:
         """The same, each step by itself: products, softmax or sigmoid, products."""
         with full_precision(self.queries):
             return self._written_out()
 
-    def _written_out(self) -> Weights:
+    def _written_out(self) -> WrittenOut:
         groups = self.queries.size(1) // self.keys.size(1)
         keys, values = wide(self.keys), wide(self.values)
         if groups > 1:
@@ -342,7 +342,7 @@ class Reading:
             scores = scores * self.gate
         scores = scores + self._added()
         weights, sink = self._weights(scores)
-        return Weights(scores, weights, sink, weights.to(values.dtype) @ values)
+        return WrittenOut(scores, weights, sink, weights.to(values.dtype) @ values)
 
     def _weights(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.counts is not None:
