@@ -7,10 +7,8 @@ import copy
 import pytest
 import torch
 
-from gatelib.lab.fleet import train_together
-from gatelib.lab.training import Readout, train
 from gatelib.nn import GatedAttention, init
-from tests.nn.attention_forms import FORMS, LAYERS, attention
+from tests.nn.attention_forms import LAYERS, attention
 from tests.nn.running import assert_near, floats, forward_and_backward
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -117,29 +115,7 @@ def test_a_long_past_of_log_gates_is_summed_in_float32():
     assert (found.double() - truth).abs().max() <= 0.02 * truth.abs().max()
 
 
-# ---- trained ---------------------------------------------------------------------------------
-
-
-def copying(step, generator):
-    """Say what came two positions before."""
-    x = torch.from_numpy(generator.standard_normal((8, 10, 16)).astype("float32"))
-    return x, torch.roll(x, 2, 1)[..., :1] * (torch.arange(10) > 1)[:, None]
-
-
-@pytest.mark.parametrize("name", ["RoPE", "output gate per head, all else", "forget gate"])
-def test_a_fleet_trains_as_each_alone_does(name):
-    def made(seed):
-        torch.manual_seed(seed)
-        return Readout(GatedAttention(16, 4, **FORMS[name]), 16, 1, every_step=True)
-
-    together, rates = [made(seed) for seed in range(2)], [1e-2, 3e-3]
-    losses = train_together(together, copying, steps=6, rates=rates, loss="mse")
-    for seed, (model, rate) in enumerate(zip(together, rates, strict=True)):
-        alone = made(seed)
-        history = train(alone, copying, steps=6, lr=rate, loss="mse")
-        assert abs(history.losses - losses[seed]).max() < 1e-5
-        for mine, theirs in zip(alone.parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
+# ---- how they start --------------------------------------------------------------------------
 
 
 def test_gates_start_where_they_are_told():

@@ -14,11 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn as torch_nn
-from torch.nn import functional as F
 
 from gatelib import nn
-from gatelib.lab.fleet import train_together
-from gatelib.lab.training import train
 from gatelib.nn.experts import experts_dense, experts_loop
 from gatelib.nn.glu import gating
 from tests.nn.moe_layers import IMPLS, KINDS, D, E, H, by_hand, drawn, gradients, made, spread
@@ -215,62 +212,6 @@ def test_a_layer_is_saved_copied_and_pickled_also_after_a_forward_pass():
     assert layer.routing.logits.requires_grad
     with pytest.raises(ValueError, match="routing: expected a forward pass before it is asked"):
         _ = copy.deepcopy(layer).routing
-
-
-class Net(torch_nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        self.moe = nn.MoE(D, E, 2, hidden=H, **options)
-        self.out = torch_nn.Linear(D, 3)
-
-    def forward(self, x):
-        return self.out(x + self.moe(x))
-
-
-def trained(balance, **options):
-    torch.manual_seed(0)
-    net = Net(balance=balance, **options)
-    x = drawn(300, D, dtype=torch.float32)
-    y = (x[:, :3].argmax(-1) + (x[:, 3] > 0)) % 3
-    history = train(
-        net,
-        (x, y),
-        steps=120,
-        lr=1e-2,
-        loss=lambda logits, y: F.cross_entropy(logits, y) + nn.auxiliary_loss(net),
-        optimizer=lambda p, lr: nn.updated_after(torch.optim.Adam(p, lr=lr), net),
-    )
-    net.eval()(x)
-    return history, net.moe.metrics["max_violation"].item()
-
-
-@pytest.mark.parametrize("balance", [None, "switch", "importance", "bias", "quantile", "global"])
-def test_it_trains_under_the_lab_and_balances(balance):
-    more = {"balance_rate": 3e-3} if balance == "bias" else {}
-    history, violation = trained(balance, **more)
-    assert history.losses[-20:].mean() < 0.6 * history.losses[:5].mean()
-    if balance in ("bias", "quantile"):
-        assert violation < 0.35
-
-
-def test_many_are_trained_together_as_each_alone():
-    x = drawn(64, D, dtype=torch.float32)
-    y = (x[:, 0] > 0).long()
-    nets = [copy.deepcopy(spread(Net(balance="switch"), torch.float32)) for _ in range(2)]
-
-    def loss(logits, y):
-        return F.cross_entropy(logits, y) + nn.auxiliary_loss(nets[0])
-
-    alone = copy.deepcopy(nets[1])
-    together = train_together(nets, (x, y), steps=5, rates=[1e-3, 1e-2], loss=loss)
-    single = train(
-        alone,
-        (x, y),
-        steps=5,
-        lr=1e-2,
-        loss=lambda z, y: F.cross_entropy(z, y) + nn.auxiliary_loss(alone),
-    )
-    assert abs(together[1] - single.losses).max() < 1e-4
 
 
 # ---- what is refused ----------------------------------------------------------------------------
