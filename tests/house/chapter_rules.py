@@ -25,6 +25,7 @@ NEW_FORM: tuple[str, ...] = (
     "11_gmlp",
     "12_vision",
     "14_moe",
+    "13_attention",
 )  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
