@@ -24,8 +24,8 @@ NEW_FORM: tuple[str, ...] = (
     "10_glu",
     "11_gmlp",
     "12_vision",
-    "14_moe",
     "13_attention",
+    "14_moe",
 )  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
