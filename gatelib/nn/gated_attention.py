@@ -92,7 +92,7 @@ class GatedAttention(nn.Module):
         position: "rope" turns queries and keys after their gates, features m and m + d/2 in pairs,
             base 10,000; "alibi" adds -slope_h (i - j) to the scores. None: the mask alone.
         bias: whether q, k, v, the gate and the output have a bias.
-        impl: "fused" is `torch.nn.functional.scaled_dot_product_attention`, with forget gate, ALiBi
+        impl: "fused" is `F.scaled_dot_product_attention`, with forget gate, ALiBi
             and sinks as a float mask; it has no second derivative on a CPU. "reference" writes the
             scores out. "auto" is fused where that can express the form and is no slower: not for
             sigmoids and score gates per element, in torch.func's transforms and forward-mode

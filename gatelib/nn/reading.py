@@ -287,7 +287,7 @@ class Reading:
         return any(part is not None and part.requires_grad for part in (self.bias, self.sink))
 
     def by_sdpa(self) -> Tensor:
-        """Through `torch.nn.functional.scaled_dot_product_attention`."""
+        """Through `F.scaled_dot_product_attention`."""
         keys, values, mask, scale = self.keys, self.values, self._mask(), self.queries.size(-1)
         if self.sink is not None:
             keys, values = (F.pad(part, (0, 0, 0, 1)) for part in (keys, values))
