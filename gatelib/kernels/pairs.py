@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Segments", "sorted_again", "sorted_pairs"]
+__all__ = ["ROWS", "Segments", "sorted_again", "sorted_pairs"]
+
+ROWS = 8
+"""A product's rows are as many as a multiple of this. BLAS sums the last few rows of a product in
+another order, so that a token's last bits would tell how many others went to its expert."""
 
 
 @dataclass(frozen=True)

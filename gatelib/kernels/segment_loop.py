@@ -17,13 +17,9 @@ from torch import Tensor
 
 from gatelib.kernels import glu
 from gatelib.kernels.gated import Gated
-from gatelib.kernels.pairs import Segments
+from gatelib.kernels.pairs import ROWS, Segments
 
 __all__ = ["Stacks", "back_again", "backward", "forward", "halves"]
-
-ROWS = 8
-"""A product's rows are as many as a multiple of this. BLAS sums the last few rows of a product in
-another order, so that a token's last bits would tell how many others went to its expert."""
 
 Stacks = tuple[Tensor, Tensor]
 """`weight_in` (E, G*H, D) and `weight_out` (E, O, H)."""

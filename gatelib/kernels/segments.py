@@ -1,7 +1,7 @@
 """Gated experts over segments of rows: pairs sorted by expert, one product a segment, summed again.
 
 Imports torch, gatelib.spec, and of gatelib.kernels gated, glu, launch, operator, pairs,
-segment_grouped and segment_loop.
+segment_grouped, segment_loop and segment_plain.
 Must not import gatelib.nn, gatelib.reference, gatelib.lab or gatelib.data.
 
 Each of N tokens goes to k experts: N*k pairs. A stable sort puts the pairs of one expert side by
@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from gatelib.kernels import glu, launch, segment_grouped, segment_loop
+from gatelib.kernels import glu, launch, segment_grouped, segment_loop, segment_plain
 from gatelib.kernels.gated import Gated, gated_of_text
 from gatelib.kernels.operator import Operator
 from gatelib.kernels.pairs import Segments, sorted_again, sorted_pairs
@@ -74,7 +73,7 @@ def experts_mlp(
 
     Returns:
         (..., O), of x's type. The sum over slots is in float32 at least and rounded once. Under
-        autocast x and both stacks are rounded to its type.
+        autocast x and both stacks are rounded to its type, but for float64.
 
     All derivatives are those of the formula, of second order too. vmap runs it once for each index;
     a compiled graph holds it as one node.
@@ -83,12 +82,9 @@ def experts_mlp(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     known = glu._read(spec)
-    x, weight_in, weight_out = _narrowed(x, weight_in, weight_out)
-    _check(known, x, indices, weights, weight_in, weight_out)
-    rows, slots = x.reshape(-1, x.shape[-1]), indices.shape[-1]
-    pairs = indices.reshape(len(rows), slots), weights.reshape(len(rows), slots)
+    given = _rows(known, x, indices, weights, weight_in, weight_out)
     save = _may_need_gradient(x, weights, weight_in, weight_out)
-    y = EXPERTS(known.text, rows, *pairs, weight_in, weight_out, save)[0]
+    y = EXPERTS(known.text, *given, save)[0]
     return y.view(*x.shape[:-1], weight_out.shape[1])
 
 
@@ -102,59 +98,12 @@ def experts_mlp_reference(
 ) -> Tensor:
     """The same, expert by expert, under autograd; arguments and result as in `experts_mlp`.
 
-    Where no value can be looked at, in a graph that is traced or inside of torch.func, every expert
+    Where no number can be read, under vmap, on meta and in a graph that is traced, every expert
     runs on all tokens: E/k times the work.
     """
     known = glu._read(spec)
-    x, weight_in, weight_out = _narrowed(x, weight_in, weight_out)
-    _check(known, x, indices, weights, weight_in, weight_out)
-    rows, slots = x.reshape(-1, x.shape[-1]), indices.shape[-1]
-    pairs = indices.reshape(len(rows), slots), weights.reshape(len(rows), slots)
-    y = _plain(known, rows, *pairs, weight_in, weight_out)
+    y = segment_plain.forward(known, *_rows(known, x, indices, weights, weight_in, weight_out))
     return y.view(*x.shape[:-1], weight_out.shape[1])
-
-
-# ---- the plain form ----------------------------------------------------------------------------
-
-
-def _plain(
-    known: Gated,
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    weight_in: Tensor,
-    weight_out: Tensor,
-) -> Tensor:
-    wide = launch.compute_dtype(x.dtype)
-    y = x.new_zeros(len(x), weight_out.shape[1], dtype=wide)
-    seen = _can_be_looked_at()
-    for expert, (w_in, w_out) in enumerate(zip(weight_in, weight_out, strict=True)):
-        chosen = indices == expert
-        if seen:
-            token, slot = chosen.nonzero(as_tuple=True)
-            own = _one(known, x[token], w_in, w_out).to(wide) * weights[token, slot, None]
-            y = y.index_add(0, token, own)
-        else:
-            weight = weights.masked_fill(~chosen, 0).sum(-1, keepdim=True)
-            own = _one(known, x, w_in, w_out).to(wide) * weight
-            y = y + torch.where(chosen.any(-1, keepdim=True), own, 0)
-    return y.to(x.dtype)
-
-
-def _one(known: Gated, x: Tensor, weight_in: Tensor, weight_out: Tensor) -> Tensor:
-    """One expert's output, under autograd."""
-    with torch.autocast(x.device.type, enabled=False):
-        parts = F.linear(x, weight_in).chunk(len(known.inputs), -1)
-        wide = launch.compute_dtype(x.dtype)
-        a: Tensor = known.in_torch(*(part.to(wide) for part in parts))
-        return F.linear(a.to(x.dtype), weight_out)
-
-
-def _can_be_looked_at() -> bool:
-    """Whether values of tensors are known here: nothing traces or maps them."""
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
-        return False
-    return torch._C._get_tracing_state() is None and peek_interpreter_stack() is None
 
 
 # ---- gatelib::experts_mlp ----------------------------------------------------------------------
@@ -236,11 +185,22 @@ EXPERTS = Operator(
     results=lambda *arguments: 1,
     backward=_backward,
     kept=lambda outputs, count: outputs[count:],
-    plain=lambda spec, *given: [_plain(gated_of_text(spec), *given[:-1])],
+    plain=lambda spec, *given: [segment_plain.forward(gated_of_text(spec), *given[:-1])],
 )
 
 
-# ---- checks ------------------------------------------------------------------------------------
+# ---- what goes in ------------------------------------------------------------------------------
+
+
+def _rows(
+    known: Gated, x: Any, indices: Any, weights: Any, weight_in: Any, weight_out: Any
+) -> tuple[Tensor, ...]:
+    """The arguments, checked, in the type that autocast wants, and of leading axes one."""
+    x, weights, weight_in, weight_out = _narrowed(x, weights, weight_in, weight_out)
+    _check(known, x, indices, weights, weight_in, weight_out)
+    rows = x.reshape(-1, x.shape[-1])
+    pairs = rows.shape[0], indices.shape[-1]  # not len, which torch.jit.trace keeps as a constant
+    return rows, indices.reshape(pairs), weights.reshape(pairs), weight_in, weight_out
 
 
 def _may_need_gradient(*tensors: Tensor) -> bool:
@@ -250,14 +210,18 @@ def _may_need_gradient(*tensors: Tensor) -> bool:
     return inside or any(t.requires_grad for t in tensors)
 
 
-def _narrowed(x: Any, *stacks: Any) -> tuple[Tensor, ...]:
-    """As autocast wants them."""
-    given = {"x": x, "weight_in": stacks[0], "weight_out": stacks[1]}
+def _narrowed(x: Any, weights: Any, weight_in: Any, weight_out: Any) -> list[Tensor]:
+    """As autocast wants them: all but weights in its type, and weights, which may be of another,
+    in float32. Like torch it leaves float64 alone."""
+    given = {"x": x, "weights": weights, "weight_in": weight_in, "weight_out": weight_out}
     tensors = [glu._check_floating(name, value) for name, value in given.items()]
     kind = tensors[0].device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
-    return tuple(tensors)
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    wanted = [dtype, torch.float32, dtype, dtype]
+    pairs = zip(tensors, wanted, strict=True)
+    return [v if v.dtype == torch.float64 else v.to(own) for v, own in pairs]
 
 
 def _check_indices(indices: object) -> None:
@@ -271,7 +235,6 @@ def _check(
     known: Gated, x: Tensor, indices: Any, weights: Any, weight_in: Tensor, weight_out: Tensor
 ) -> None:
     _check_indices(indices)
-    glu._check_floating("weights", weights)
     if weight_out.dim() != 3 or not len(weight_out):
         raise ValueError(f"weight_out: expected (E, O, H), got {tuple(weight_out.shape)}")
     if x.dim() < 1:

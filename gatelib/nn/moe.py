@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelib.equations.routers import CONFIGURATIONS
-from gatelib.kernels.segments import experts_mlp
+from gatelib.kernels.segments import experts_mlp, experts_mlp_reference
 from gatelib.nn.balancer import Balance, Balancer
 from gatelib.nn.check import (
     ShapeError,
@@ -26,7 +26,7 @@ from gatelib.nn.check import (
     check_sizes,
 )
 from gatelib.nn.choices import ExpertChoiceRouter
-from gatelib.nn.experts import experts_plain, stack_of, start_stack
+from gatelib.nn.experts import stack_of, start_stack
 from gatelib.nn.glu import GatedMLP, gating
 from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
 from gatelib.nn.routers import Routing, Score, TopKRouter, flattened, rounded_up
@@ -266,9 +266,8 @@ class MoE(nn.Module):
     def _stacked(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of what the experts give, by either path."""
         given = x, indices, weights, self.weight_in, self.weight_out
-        if takes_reference(self.impl, given):
-            return experts_plain(self.gating, *given)
-        return experts_mlp(self.gating.known, *given)
+        run = experts_mlp_reference if takes_reference(self.impl, given) else experts_mlp
+        return run(self.gating.known, *given)
 
     def _kept(self, routing: Routing, shape: tuple[int, ...]) -> Tensor | None:
         """(N, k), False for a slot that found its expert full; None without a capacity."""

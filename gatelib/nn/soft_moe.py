@@ -1,6 +1,7 @@
 """Soft MoE: experts work on weighted means of a sequence's tokens, and no token is dropped.
 
-Imports torch, gatelib.spec; attention, check, experts, glu and impl of nn.
+Imports torch, gatelib.kernels.segment_plain, gatelib.spec; attention, check, experts, glu and impl
+of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatelib.kernels.segment_plain import mapped
 from gatelib.nn.attention import live_positions
 from gatelib.nn.check import LOW_PRECISION, ShapeError, check_dtype, check_features, check_sizes
-from gatelib.nn.experts import run_stack, stack_of, start_stack
+from gatelib.nn.experts import stack_of, start_stack
 from gatelib.nn.glu import gating
 from gatelib.nn.impl import traced
 from gatelib.spec import Spec
@@ -104,7 +106,7 @@ class SoftMoE(nn.Module):
         wide = x.float() if x.dtype in LOW_PRECISION else x
         slots = torch.bmm(dispatch.transpose(1, 2), wide).to(x.dtype)  # (B, E*S, D)
         rows = slots.reshape(len(x), self.experts, self.slots, -1).transpose(0, 1).flatten(1, 2)
-        made = run_stack(self.gating, rows, self.weight_in, self.weight_out)
+        made = mapped(self.gating.known, rows, self.weight_in, self.weight_out)
         made = made.reshape(self.experts, len(x), self.slots, -1).transpose(0, 1).flatten(1, 2)
         return torch.bmm(combine, made.to(combine.dtype)).to(made.dtype)
 

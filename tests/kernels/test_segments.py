@@ -24,6 +24,7 @@ from tests.kernels.segment_leaves import (
 from tests.kernels.test_glu import held
 
 FORMS = (experts_mlp, experts_mlp_reference)
+either = pytest.mark.parametrize("form", FORMS)
 routed = pytest.mark.parametrize("indices", ROUTINGS.values(), ids=ROUTINGS)
 grouped = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch 2.10 has it")
 
@@ -54,7 +55,7 @@ def test_pairs_are_sorted_by_expert_and_then_by_token():
 
 
 @routed
-@pytest.mark.parametrize("form", FORMS)
+@either
 def test_values_are_those_of_the_pairs_one_by_one(form, indices):
     leaves = leaves_of(SWIGLU, indices)
     same(run(form, SWIGLU, indices)(*leaves), run(by_hand, SWIGLU, indices)(*leaves))
@@ -158,13 +159,14 @@ def test_arguments_are_not_written_and_a_second_run_gives_the_same_bits(dtype):
     assert all(map(torch.equal, *runs)) and all(map(torch.equal, before, (*leaves, indices)))
 
 
-def test_a_pair_without_an_expert_says_nothing_about_its_weight():
+@either
+def test_a_pair_without_an_expert_says_nothing_about_its_weight(form):
     x, weights, *stacks = leaves_of(SWIGLU)
     spoiled = weights.detach().masked_fill((INDICES < 0) | (INDICES > 4), torch.nan)
     spoiled.requires_grad_()
-    y = run(experts_mlp, SWIGLU)(x, spoiled, *stacks)
+    y = run(form, SWIGLU)(x, spoiled, *stacks)
     (slope,) = gradients(y, [spoiled])
-    same(y, run(experts_mlp, SWIGLU)(x, weights, *stacks))
+    same(y, run(form, SWIGLU)(x, weights, *stacks))
     assert not slope[(INDICES < 0) | (INDICES > 4)].any()
 
 
@@ -180,16 +182,17 @@ def test_a_weight_of_0_has_the_gradient_of_the_formula():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5, 9, 17, 40])
 @pytest.mark.parametrize("save", [True, False])
-def test_a_later_token_changes_no_bit_of_those_before(tokens, dtype, save):
+@either
+def test_a_later_token_changes_no_bit_of_those_before(form, tokens, dtype, save):
     """Though it changes how many rows its expert's product has. Sizes are multiples of 8."""
     generator = torch.Generator().manual_seed(tokens)
     indices = torch.randint(-1, 6, (tokens, 2), generator=generator)
     x, *others = leaves_of(SWIGLU, indices, 8, 16, outputs=8, dtype=dtype)
-    before = run(experts_mlp, SWIGLU, indices)(x, *others)
+    before = run(form, SWIGLU, indices)(x, *others)
     for expert in range(-1, 6):
         moved, changed = indices.clone(), x.detach().clone()
         moved[-1], changed[-1] = expert, 3 - changed[-1]
-        after = run(experts_mlp, SWIGLU, moved)(changed.requires_grad_(save), *others)
+        after = run(form, SWIGLU, moved)(changed.requires_grad_(save), *others)
         assert torch.equal(before[:-1], after[:-1])
 
 
@@ -237,6 +240,24 @@ def test_autocast_rounds_x_and_the_stacks_alone():
     for mine, theirs in zip(gradients(got, leaves), gradients(expected, leaves), strict=True):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
+
+
+@either
+def test_autocast_leaves_float64_alone(form):
+    leaves = leaves_of(SWIGLU)
+    y = run(form, SWIGLU)(*leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(form, SWIGLU)(*leaves)
+    assert torch.equal(found, y)
+
+
+@either
+def test_autocast_takes_weights_of_another_low_precision(form):
+    leaves = leaves_of(SWIGLU, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = run(form, SWIGLU)(*leaves)
+    assert y.dtype == torch.bfloat16
+    assert all(slope.dtype == torch.float16 for slope in gradients(y, leaves))
 
 
 # --- all segments at once ---------------------------------------------------------------------

@@ -5,6 +5,7 @@ Imports torch, gatelib.kernels and tests.kernels.
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gatelib.kernels.gated import gated_of
 from gatelib.kernels.segments import EXPERTS, experts_mlp, experts_mlp_reference, segments
@@ -54,6 +55,24 @@ def test_the_plain_form_goes_where_no_index_can_be_looked_at():
     same(found, torch.autograd.grad(run(experts_mlp, SWIGLU)(*leaves).sin().sum(), leaves))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_a_trace_of_the_plain_form_takes_other_tokens_and_other_experts():
+    x, weights, *stacks = (v.detach() for v in leaves_of(SWIGLU))
+    known = gated_of(SWIGLU)
+
+    def plain(x, indices, weights):
+        return experts_mlp_reference(known, x, indices, weights, *stacks)
+
+    other = x[:3] + 1, INDICES.flip(0)[:3], weights[:3]
+    for traced in (
+        torch.jit.trace(plain, (x, INDICES, weights)),
+        make_fx(plain, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x, INDICES, weights),
+        torch.func.functionalize(plain),
+    ):
+        same(traced(*other), plain(*other))
+
+
 @pytest.mark.parametrize("save", [True, False])
 def test_the_operator_keeps_its_promises_to_torch(save):
     known, (x, weights, *stacks) = gated_of(SWIGLU), leaves_of(SWIGLU)
@@ -71,9 +90,10 @@ def test_the_operator_keeps_its_promises_to_torch(save):
     )
 
 
-def test_meta_tensors_run_forward_and_backward():
+@pytest.mark.parametrize("form", FORMS)
+def test_meta_tensors_run_forward_and_backward(form):
     leaves = [v.detach().to("meta").requires_grad_() for v in leaves_of(SWIGLU)]
-    y = run(experts_mlp, SWIGLU, INDICES.to("meta"))(*leaves)
+    y = run(form, SWIGLU, INDICES.to("meta"))(*leaves)
     y.sum().backward()
     assert y.shape == (5, 2) and all(v.grad.is_meta and v.grad.shape == v.shape for v in leaves)
 

@@ -1,6 +1,6 @@
 """A layer of experts is the weighted sum that it says it is, whoever has no token.
 
-Imports gatelib.nn and torch.
+Imports gatelib.kernels, gatelib.nn and torch.
 Must not import gatelib.reference: tests/families holds the layer against it.
 """
 
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn as torch_nn
 
 from gatelib import nn
-from gatelib.nn.experts import experts_dense, experts_loop
+from gatelib.kernels.segment_plain import all_rows, own_rows
+from gatelib.kernels.segments import segments
 from gatelib.nn.glu import gating
 from tests.nn.moe_layers import IMPLS, KINDS, D, E, H, by_hand, drawn, gradients, made, spread
 
@@ -106,12 +107,13 @@ def test_k_experts_have_the_weights_of_a_plain_mlp_where_no_width_is_given():
 @settings(deadline=None, max_examples=30)
 def test_both_plain_forms_agree_wherever_an_index_points(tokens, experts, data):
     k = data.draw(st.integers(1, 3))
-    known = gating(data.draw(st.sampled_from(KINDS)))
+    known = gating(data.draw(st.sampled_from(KINDS))).known
     x = drawn(tokens, D)
     indices = torch.randint(-1, experts + 2, (tokens, k))
-    first, last = drawn(experts, known.parts * H, D), drawn(experts, D, H)
-    one, two = (run(known, x, indices, first, last) for run in (experts_loop, experts_dense))
-    assert one.shape == two.shape == (tokens, k, D)
+    first, last = drawn(experts, len(known.inputs) * H, D), drawn(experts, 3, H)
+    one = own_rows(known, x, segments(indices, experts), first, last)
+    two = all_rows(known, x, indices, first, last)
+    assert one.shape == two.shape == (tokens, k, 3)
     assert torch.allclose(one, two, rtol=1e-12, atol=1e-12)
 
 
