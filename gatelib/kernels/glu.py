@@ -18,7 +18,7 @@ torch source.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from gatelib.kernels.gated import Gated, gated_of, gated_of_text
 from gatelib.kernels.operator import Operator
 from gatelib.spec import Spec
 
-__all__ = ["Gate", "Gated", "gated", "gated_linear", "gated_of"]
+__all__ = ["Gate", "Gated", "as_gated", "by_triton", "gated", "gated_linear", "gated_of", "run"]
 
 Gate = Literal["first", "second"]
 """Which half of a packed tensor is the gate's preactivation."""
@@ -57,9 +57,9 @@ def gated(spec: Spec | Gated, *values: Tensor, dim: int = -1, gate: Gate = "firs
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    known = _read(spec)
+    known = as_gated(spec)
     _check_gate(gate)
-    values = tuple(_check_floating(f"values[{k}]", v) for k, v in enumerate(values))
+    values = tuple(launch.check_floating(f"values[{k}]", v) for k, v in enumerate(values))
     if len(values) == 1 and len(known.inputs) == 2:
         axis = _check_packed(values[0], dim)
     else:
@@ -96,11 +96,11 @@ def gated_linear(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    known = _read(spec)
+    known = as_gated(spec)
     _check_gate(gate)
     given = {"packed": packed, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, value in given.items():
-        _check_floating(name, value)
+        launch.check_floating(name, value)
     _check_linear(known, packed, weight, bias)
     kind = packed.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -125,10 +125,29 @@ def _named(known: Gated, values: Sequence[Tensor], dim: int, second: bool) -> di
     return dict(zip(known.inputs, values, strict=True))
 
 
-def _run(
-    known: Gated, what: str, given: Mapping[str, Tensor], filled: Mapping[str, Tensor]
-) -> None:
-    """Fill the results of one of the gate's programs."""
+def as_gated(spec: Spec | Gated) -> Gated:
+    """`gated_of(spec)`, or what is one already.
+
+    Raises:
+        TypeError: a Spec inside of `torch.compile`, which can't trace what reads it; or neither.
+        ValueError: a Spec that is no gate over features.
+    """
+    if isinstance(spec, Gated):
+        return spec
+    if torch.compiler.is_compiling():
+        raise TypeError("spec: expected gated_of(spec), made outside of torch.compile, got a Spec")
+    return gated_of(spec)
+
+
+def run(known: Gated, what: str, given: Mapping[str, Tensor], filled: Mapping[str, Tensor]) -> None:
+    """Fill the results of one of the gate's programs, where they are.
+
+    Args:
+        known: the gate.
+        what: the program: "ahead", "back" or "back_again", as `Gated` has them.
+        given: {name: what it reads}, all of one shape of two axes or more.
+        filled: {name: what it writes}, of the same shape.
+    """
     if by_triton(next(iter(filled.values()))):
         _launch(*known.texts[what], given, filled)
     else:
@@ -172,7 +191,7 @@ def _forward(spec: str, values: list[Tensor], dim: int, second: bool) -> list[Te
     parts = _named(known, values, dim, second)
     part = parts[known.inputs[0]]
     y = part.new_empty(part.shape)
-    _run(known, "ahead", parts, {known.output: y})
+    run(known, "ahead", parts, {known.output: y})
     return [y]
 
 
@@ -196,7 +215,7 @@ def _backward(
     found = [v.new_empty(v.shape) for v in values]
     parts = _named(known, found, dim, second).values()
     given = {known.seed: d_y} | _named(known, values, dim, second)
-    _run(known, "back", given, dict(zip(known.adjoints, parts, strict=True)))
+    run(known, "back", given, dict(zip(known.adjoints, parts, strict=True)))
     return found
 
 
@@ -229,7 +248,7 @@ def _forward_linear(
     known = gated_of_text(spec)
     parts = _named(known, [packed], -1, second)
     product = packed.new_empty(len(packed), weight.shape[1], dtype=weight.dtype)
-    _run(known, "ahead", parts, {known.output: product})
+    run(known, "ahead", parts, {known.output: product})
     with torch.autocast(packed.device.type, enabled=False):
         return [F.linear(product, weight, bias)]
 
@@ -259,7 +278,7 @@ def _backward_linear(
     with torch.autocast(packed.device.type, enabled=False):
         given = {known.seed: torch.mm(d_out, weight)} | parts
         product = packed.new_empty(len(packed), weight.shape[1], dtype=weight.dtype)
-        _run(known, "back_again", given, filled | {known.output: product})
+        run(known, "back_again", given, filled | {known.output: product})
         d_weight = torch.mm(d_out.t(), product)
         d_bias = [] if bias is None else [d_out.sum(0)]
     return [d_packed, d_weight, *d_bias]
@@ -289,25 +308,9 @@ GATED_LINEAR = Operator(
 # ---- checks ------------------------------------------------------------------------------------
 
 
-def _read(spec: Spec | Gated) -> Gated:
-    if isinstance(spec, Gated):
-        return spec
-    if torch.compiler.is_compiling():
-        raise TypeError("spec: expected gated_of(spec), made outside of torch.compile, got a Spec")
-    return gated_of(spec)
-
-
 def _check_gate(gate: object) -> None:
     if gate not in get_args(Gate):
         raise ValueError(f"gate: expected 'first' or 'second', got {gate!r}")
-
-
-def _check_floating(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.dtype not in launch.DTYPES:
-        raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
-    return value
 
 
 def _check_packed(packed: Tensor, dim: int) -> int:

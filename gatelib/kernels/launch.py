@@ -82,12 +82,18 @@ def run(kernel: Any, programs: int, arguments: Sequence[Any], **options: Any) ->
 # ---- checks --------------------------------------------------------------------------------
 
 
-def check_tensor(name: str, value: object) -> Tensor:
-    """A floating, contiguous tensor where a kernel can run, or an error that names it."""
+def check_floating(name: str, value: object) -> Tensor:
+    """A floating tensor, or an error that names it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    return value
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """A floating, contiguous tensor where a kernel can run, or an error that names it."""
+    value = check_floating(name, value)
     on_cpu = value.device.type == "cpu" and (torch.compiler.is_compiling() or interpreted())
     if value.device.type != "cuda" and not on_cpu:  # a graph is asked when it runs, by Triton
         raise ValueError(

@@ -50,7 +50,7 @@ def forward(
             packed[start:end] = found[: end - start]
         a = found.to(weights.dtype)
         product = a.new_empty(len(a), w_out.shape[1])
-        glu._run(known, "ahead", halves(known.inputs, a), {known.output: product})
+        glu.run(known, "ahead", halves(known.inputs, a), {known.output: product})
         turned = torch.mm(product.to(x.dtype), w_out.t())[: end - start].to(weights.dtype)
         y.index_add_(0, token[: end - start], turned.mul_(weights[start:end]))
     packed[where.ends[-1] :] = 0
@@ -94,7 +94,7 @@ def back_again(
     a, d = packed.to(dtype), slope.to(dtype)
     product, d_a = torch.empty_like(d), torch.empty_like(a)
     filled = {known.output: product} | halves(known.adjoints, d_a)
-    glu._run(known, "back_again", {known.seed: d} | halves(known.inputs, a), filled)
+    glu.run(known, "back_again", {known.seed: d} | halves(known.inputs, a), filled)
     torch.sum(d.to(weight.dtype).mul_(product), 1, keepdim=True, out=d_weight)
     return product.mul_(weight).to(slope.dtype), d_a.mul_(weight).to(slope.dtype)
 

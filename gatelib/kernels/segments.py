@@ -81,7 +81,7 @@ def experts_mlp(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    known = glu._read(spec)
+    known = glu.as_gated(spec)
     given = _rows(known, x, indices, weights, weight_in, weight_out)
     save = _may_need_gradient(x, weights, weight_in, weight_out)
     y = EXPERTS(known.text, *given, save)[0]
@@ -101,7 +101,7 @@ def experts_mlp_reference(
     Where no number can be read, under vmap, on meta and in a graph that is traced, every expert
     runs on all tokens: E/k times the work.
     """
-    known = glu._read(spec)
+    known = glu.as_gated(spec)
     y = segment_plain.forward(known, *_rows(known, x, indices, weights, weight_in, weight_out))
     return y.view(*x.shape[:-1], weight_out.shape[1])
 
@@ -214,7 +214,7 @@ def _narrowed(x: Any, weights: Any, weight_in: Any, weight_out: Any) -> list[Ten
     """As autocast wants them: all but weights in its type, and weights, which may be of another,
     in float32. Like torch it leaves float64 alone."""
     given = {"x": x, "weights": weights, "weight_in": weight_in, "weight_out": weight_out}
-    tensors = [glu._check_floating(name, value) for name, value in given.items()]
+    tensors = [launch.check_floating(name, value) for name, value in given.items()]
     kind = tensors[0].device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return tensors
