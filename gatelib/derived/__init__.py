@@ -10,6 +10,7 @@ Must not import gatelib.reference, gatelib.nn or torch: all are compared with it
 from gatelib.derived import (
     attention,
     balance,
+    context_gate,
     conv_rnn,
     depth,
     gated_attention,
@@ -33,6 +34,7 @@ __all__ = [
     "Value",
     "attention",
     "balance",
+    "context_gate",
     "conv_rnn",
     "depth",
     "gate",

@@ -13,6 +13,7 @@ from .balancer import update_balance as update_balance
 from .balancer import updated_after as updated_after
 from .choices import ExpertChoiceRouter as ExpertChoiceRouter
 from .choices import HashRouter as HashRouter
+from .context_gate import ContextGate as ContextGate
 from .conv_rnn import ConvGRU2d as ConvGRU2d
 from .conv_rnn import ConvLSTM2d as ConvLSTM2d
 from .conv_rnn import ConvRNN2d as ConvRNN2d

@@ -170,6 +170,7 @@ CASES = [
     Case("Deep", lambda: gates.Deep(4, 3)),
     Case("Stack", lambda: gates.Stack([gates.LSTM(4, 6, batch_first=True), recurrent(LSTM)()][:1])),
     Case("VariationalDropout", lambda: gates.VariationalDropout(0.0)),
+    Case("ContextGate", lambda: gates.ContextGate(4, 4, 6), "pair"),
     Case("Seq2Seq", translator, "tokens"),
     Case("SqueezeExcitation", lambda: gates.SqueezeExcitation(4, 2, shift=True), "image"),
     Case(
