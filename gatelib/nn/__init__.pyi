@@ -43,6 +43,12 @@ from .lstm import LSTM as LSTM
 from .lstm import LSTMCell as LSTMCell
 from .mixture_of_depths import MixtureOfDepths as MixtureOfDepths
 from .moe import MoE as MoE
+from .pointer import PointerGenerator as PointerGenerator
+from .pointer import copy_mixture as copy_mixture
+from .pointer import extended_vocabulary as extended_vocabulary
+from .pooling import AttentionPool as AttentionPool
+from .pooling import SoftPool as SoftPool
+from .pooling import hop_penalty as hop_penalty
 from .recurrent import Recurrent as Recurrent
 from .rnn import RNN as RNN
 from .rnn import Jordan as Jordan

@@ -37,7 +37,8 @@ class Case:
     """A layer, what it is called with besides one input, and the kind of that input.
 
     kind: "sequence" (B, T, D), "step" (B, D), "pair" of two sequences, "film" (B, T, C, H, W),
-    "tokens" of a sentence, "image" (B, C, H, W), "image and condition" (B, D).
+    "tokens" of a sentence, "pointer" (logits, attention, tokens and three sequences),
+    "image" (B, C, H, W), "image and condition" (B, D).
     """
 
     name: str
@@ -56,9 +57,19 @@ class Case:
         if self.kind == "tokens":
             source, target = (torch.randint(3, 7, (3, 5), generator=generator) for _ in range(2))
             return source, torch.tensor(LENGTHS), target
+        if self.kind == "pointer":
+            return self._pointed(generator, dtype)
         shapes = SHAPES[self.kind]
         drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
         return tuple(x.to(dtype).requires_grad_() for x in drawn)
+
+    def _pointed(self, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Logits, attention, words of the source, and what a switch sees."""
+        drawn = [torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(4)]
+        attention = torch.rand(3, 5, 5, generator=generator).to(dtype)
+        words = torch.randint(0, 4, (3, 5), generator=generator)
+        logits, *seen = (x.requires_grad_() for x in drawn)
+        return logits, attention, words, *seen
 
 
 def recurrent(spec: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -171,6 +182,14 @@ CASES = [
     Case("Stack", lambda: gates.Stack([gates.LSTM(4, 6, batch_first=True), recurrent(LSTM)()][:1])),
     Case("VariationalDropout", lambda: gates.VariationalDropout(0.0)),
     Case("ContextGate", lambda: gates.ContextGate(4, 4, 6), "pair"),
+    Case(
+        "PointerGenerator",
+        lambda: gates.PointerGenerator(4, 4, 4),
+        "pointer",
+        GIVEN,
+    ),
+    Case("AttentionPool", lambda: gates.AttentionPool(4, 6, 2), options=GIVEN),
+    Case("SoftPool", lambda: gates.SoftPool(4, learn=True), options=GIVEN),
     Case("Seq2Seq", translator, "tokens"),
     Case("SqueezeExcitation", lambda: gates.SqueezeExcitation(4, 2, shift=True), "image"),
     Case(
