@@ -27,6 +27,7 @@ from .gate import interpolate as interpolate
 from .gated_attention import GatedAttention as GatedAttention
 from .gated_conv import GatedConv1d as GatedConv1d
 from .gated_conv import receptive_field as receptive_field
+from .gated_stack import DepthGatedLSTM as DepthGatedLSTM
 from .gau import GatedAttentionUnit as GatedAttentionUnit
 from .glu import GLU as GLU
 from .glu import GatedMLP as GatedMLP

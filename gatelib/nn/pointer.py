@@ -80,8 +80,9 @@ def copy_mixture(
     found = copied > 0
     by_copy = F.logsigmoid(-switch)[..., None] + torch.where(found, copied, 1).log()
     by_word = F.logsigmoid(switch)[..., None] + torch.log_softmax(logits, -1)
-    here, beyond = found.split([logits.size(2), extra], -1)
-    copy_here, copy_beyond = by_copy.split([logits.size(2), extra], -1)
+    sizes = [logits.size(2), extra]
+    here, beyond = torch.split(found, sizes, -1)
+    copy_here, copy_beyond = torch.split(by_copy, sizes, -1)
     both = torch.where(here, torch.logaddexp(by_word, copy_here), by_word)
     return torch.cat([both, copy_beyond.masked_fill(~beyond, -math.inf)], -1)
 

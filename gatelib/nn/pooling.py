@@ -100,6 +100,8 @@ class AttentionPool(_Pool):
     w . y_t alone, without the layer of tanh, and some take the softmax over padding too.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         features: int,

@@ -190,6 +190,8 @@ CASES = [
     ),
     Case("AttentionPool", lambda: gates.AttentionPool(4, 6, 2), options=GIVEN),
     Case("SoftPool", lambda: gates.SoftPool(4, learn=True), options=GIVEN),
+    Case("DepthGatedLSTM", lambda: gates.DepthGatedLSTM(4, 6, 2, peephole=True), options=GIVEN),
+    Case("DepthGatedLSTM static", lambda: gates.DepthGatedLSTM(4, 6, 3, kind="static")),
     Case("Seq2Seq", translator, "tokens"),
     Case("SqueezeExcitation", lambda: gates.SqueezeExcitation(4, 2, shift=True), "image"),
     Case(
