@@ -1,6 +1,6 @@
 """LSTM layers that take over the memory of the layer below.
 
-Imports gatelib.equations.lstm, gatelib.spec and gatelib.derived.tape.
+Imports gatelib.spec and gatelib.derived.tape.
 Must not import gatelib.reference, gatelib.nn or torch: all are compared with it.
 """
 
