@@ -4,9 +4,9 @@ Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
 
 `a_k` is W_k x_t + b_k and `u_k` is U_k h_{t−1} + b'_k where a Spec has both; otherwise `a_k` is
-their sum. The GRU itself, the GRU whose reset is 1 always (`NO_RESET`) and the minimal gated unit are in
-`gatelib.equations.gru`. A reset gate made of a bias alone is not here: behind the product it scales
-the rows of U_n and b'_n, and so gives the functions of `NO_RESET`.
+their sum. The GRU itself, the GRU whose reset is 1 always (`NO_RESET`) and the minimal gated unit
+are in `gatelib.equations.gru`. A reset gate made of a bias alone is not here: behind the product it
+scales the rows of U_n and b'_n, and so gives the functions of `NO_RESET`.
 """
 
 from __future__ import annotations

@@ -110,15 +110,20 @@ class ContextGate(nn.Module):
         node = traced(self, target, source)
         if node is not None:
             return node  # type: ignore[return-value]
+        return torch.tanh(self.mix(target, source))
+
+    def mix(self, target: Tensor, source: Tensor) -> Tensor:
+        """What stands in `forward`'s tanh, (..., H), for a decoder that has a tanh of its own."""
         z = self.gates(target, source)
-        from_target, from_source = self.target_proj(target), self.source_proj(source)
+        from_target: Tensor = self.target_proj(target)
+        from_source: Tensor = self.source_proj(source)
         if z is None:
-            return torch.tanh(from_target + from_source)
+            return from_target + from_source
         if self.kind == "both":
-            return torch.tanh((1 - z) * from_target + z * from_source)
+            return (1 - z) * from_target + z * from_source
         if self.kind == "source":
-            return torch.tanh(from_target + z * from_source)
-        return torch.tanh(z * from_target + from_source)
+            return from_target + z * from_source
+        return z * from_target + from_source
 
     def gates(self, target: Tensor, source: Tensor) -> Tensor | None:
         """z (..., H) of `forward`'s inputs, to look at; None without a gate."""

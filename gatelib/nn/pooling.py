@@ -183,15 +183,16 @@ class SoftPool(_Pool):
     Args:
         features: D, of each step.
         scale: where the scale of each feature starts.
-        learn: whether it is learned, as a parameter `scale` (D,); otherwise it is a buffer.
-        empty, device, dtype: as for `AttentionPool`.
+        learn: whether it is learned, as a parameter `scale` (D,); otherwise it is that number.
+        empty: as for `AttentionPool`.
+        device, dtype: where the parameter lives, if there is one, and its type.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
     """
 
-    scale: Tensor
+    scale: Tensor | float
 
     def __init__(
         self,
@@ -208,16 +209,14 @@ class SoftPool(_Pool):
         check_flags(learn=learn)
         check_dtype(dtype)
         self.initial_scale, self.learn = float(scale), learn
-        value = torch.empty(features, device=device, dtype=dtype)
-        if learn:
-            self.register_parameter("scale", nn.Parameter(value))
-        else:
-            self.register_buffer("scale", value)
+        own = nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if learn else None
+        self.scale = self.initial_scale if own is None else own
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set all scales to where they start."""
-        nn.init.constant_(self.scale, self.initial_scale)
+        if isinstance(self.scale, Tensor):
+            nn.init.constant_(self.scale, self.initial_scale)
 
     def forward(self, y: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pool a batch of sequences.
@@ -235,9 +234,11 @@ class SoftPool(_Pool):
         node = traced(self, y, lengths)
         if node is not None:
             return node  # type: ignore[return-value]
-        y, live = self._read(y, lengths, self.scale)
+        scale = self.scale
+        y, live = self._read(y, lengths, scale if isinstance(scale, Tensor) else y)
         wide = _wide(y)
-        weights = _shares(self.scale.to(wide.dtype) * wide, live)
+        scale = scale.to(wide.dtype) if isinstance(scale, Tensor) else scale
+        weights = _shares(scale * wide, live)
         return (weights * wide).sum(1).to(y.dtype), weights.to(y.dtype)
 
     def extra_repr(self) -> str:

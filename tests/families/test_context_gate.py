@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gatelib import derived, lab
 from gatelib.equations import context_gate as equations
-from gatelib.nn import ContextGate, init
+from gatelib.nn import ContextGate, Decoder, DotAttention, init
 from gatelib.reference import context_gate as reference
 from gatelib.spec import symbol
 from tests.families.witnesses import assert_agree, for_any_shape
@@ -117,6 +117,35 @@ def test_the_weights_have_the_names_of_opennmts_layer():
     expected = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     assert set(ContextGate(3, 4, 5).state_dict()) == expected
     assert not any(name.startswith("gate") for name in ContextGate(3, 4, 5, "none").state_dict())
+
+
+def test_what_stands_in_the_tanh_fits_a_decoder_that_has_one():
+    """In the place of `combine`, which reads [context, output]; "none" is that Linear again."""
+
+    class Combine(torch.nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.gate = ContextGate(6, 4, 6, kind)
+
+        def forward(self, both):
+            context, output = both.split([4, 6], -1)
+            return self.gate.mix(output, context)
+
+    torch.manual_seed(0)
+    memory, previous = torch.randn(2, 5, 4), torch.randint(1, 9, (2, 3))
+    attention, layer = DotAttention(6, 4, "general"), torch.nn.GRU(5, 6, batch_first=True)
+    decoder = Decoder(9, 5, layer, attention)
+    state = torch.zeros(1, 2, 6)
+    expected = decoder(previous, state, memory)[0]
+    old, decoder.combine = decoder.combine, Combine("none")
+    with torch.no_grad():
+        gate = decoder.combine.gate
+        gate.source_proj.weight.copy_(old.weight[:, :4])
+        gate.target_proj.weight.copy_(old.weight[:, 4:])
+        gate.target_proj.bias.copy_(old.bias - gate.source_proj.bias)
+    torch.testing.assert_close(decoder(previous, state, memory)[0], expected)
+    decoder.combine = Combine("both")
+    assert decoder(previous, state, memory)[0].shape == expected.shape
 
 
 def test_the_gate_starts_where_its_bias_says():
