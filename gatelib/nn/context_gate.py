@@ -58,7 +58,7 @@ class ContextGate(nn.Module):
         TypeError: an argument has the wrong type.
         ValueError: a size is below 1, or the kind is unknown.
 
-    Source: Tu, Liu, Lu, Liu & Li 2017, arXiv:1608.06043, section 4.
+    Source: Tu, Liu, Lu, Liu & Li 2017, arXiv:1608.06043.
     """
 
     def __init__(
