@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 NEW_FORM: tuple[str, ...] = (
     "02_training",
+    "03_depth",
     "06_lstm",
     "10_glu",
     "11_gmlp",
