@@ -1,77 +1,121 @@
-"""The nets that chapter 4 compares over depth, with as many parameters each.
+"""The deep nets that chapter 4 compares: plain, residual, and with gates that see the input or not.
 
-Imports torch and gatelib.nn. benchmarks/highway.py finds their learning rates.
+Imports torch. Its "dynamic" stack is `gatelib.nn.Highway` with a start of its own.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatelib.nn import Deep, Highway
+__all__ = ["KINDS", "TRANSFORMS", "Stack", "net", "width"]
 
-__all__ = ["DEPTHS", "NETS", "Thin", "growth", "net"]
-
-DEPTHS = (10, 30, 50, 100)
-NETS = ("plain", "plain, orthogonal", "residual", "highway", "highway, by depth", "dense")
+KINDS = ("plain", "residual", "static", "dynamic", "shortcut")
+TRANSFORMS = {"relu": torch.relu, "tanh": torch.tanh, "linear": lambda a: a}
 
 
-class Thin(nn.Module):
-    """`gatelib.nn.Deep` with all matrices in one parameter, as many thin layers train sooner so.
+class Stack(nn.Module):
+    """`depth` layers of `size` units, with h = phi(W x + b) in each.
 
-    "plain" has a ReLU and weights as torch draws them; "plain, orthogonal" a tanh and orthogonal
-    matrices; "residual" a ReLU and branches of variance 1/depth. Weights (L, D, D), biases (L, D)
-    start at 0.
+        plain      x <- h
+        residual   x <- x + h
+        static     x <- t h + (1 - t) x      t = sigmoid(b_t), which sees no input
+        dynamic    x <- t h + (1 - t) x      t = sigmoid(W_t x + b_t)
+        shortcut   x <- h + (1 - t) x        t as in dynamic
+
+    Args:
+        bias: where b_t starts; None for the bias at which a path is expected to have 2 transforms.
+        variance: of a transform's weights at the start, times `size`: 2 is He's. Left out, it is
+            2 / depth for residual and shortcut, and 1/3, as torch draws them, for the others.
+        norm: whether a layer's matrices read x without its mean and at unit variance.
     """
 
-    def __init__(self, kind: str, size: int, depth: int) -> None:
+    def __init__(
+        self,
+        kind: str,
+        size: int,
+        depth: int,
+        bias: float | None = 0.0,
+        variance: float | None = None,
+        phi: str = "relu",
+        norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.residual, self.phi = kind == "residual", torch.relu
-        self.weight = nn.Parameter(torch.empty(depth, size, size))
+        if kind not in KINDS:
+            raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
+        self.kind, self.phi, self.norm = kind, phi, norm
+        if variance is None:
+            variance = 2 / depth if kind in ("residual", "shortcut") else 1 / 3
+        deviation = math.sqrt(variance / size)
+        self.weight = nn.Parameter(torch.randn(depth, size, size) * deviation)
         self.bias = nn.Parameter(torch.zeros(depth, size))
-        deviation = math.sqrt(2 / depth if self.residual else 1 / 3) / math.sqrt(size)
-        nn.init.normal_(self.weight, std=deviation)
-        if kind == "plain, orthogonal":
-            self.phi = torch.tanh
-            for matrix in self.weight.data:
-                nn.init.orthogonal_(matrix)
+        self.gate_weight = self.gate_bias = None
+        if kind in ("static", "dynamic", "shortcut"):
+            start = -math.log(depth / 2 - 1) if bias is None else float(bias)
+            self.gate_bias = nn.Parameter(torch.full((depth, size), start))
+        if kind in ("dynamic", "shortcut"):
+            drawn = torch.empty(depth, size, size).uniform_(-1, 1) / math.sqrt(size)
+            self.gate_weight = nn.Parameter(drawn)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all layers on (N, D)."""
-        for weight, bias in zip(self.weight.unbind(0), self.bias.unbind(0), strict=True):
-            a = F.linear(self.phi(x), weight, bias)
-            x = x + a if self.residual else a
-        return x
+        for k in range(len(self.weight)):
+            x = self.layer(k, x)
+        return self.read(x)
+
+    def layer(self, k: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Layer `k` on (N, D), with its own gate or with the values of this one, (D,)."""
+        seen = self.read(x)
+        h = TRANSFORMS[self.phi](F.linear(seen, self.weight[k], self.bias[k]))
+        if self.gate_bias is None:
+            return h if self.kind == "plain" else x + h
+        t = self.gate(k, seen) if gate is None else gate
+        return h + (1 - t) * x if self.kind == "shortcut" else x + t * (h - x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the matrices see of the stream."""
+        return F.layer_norm(x, x.shape[-1:]) if self.norm else x
+
+    def gate(self, k: int, seen: Tensor) -> Tensor:
+        """The gate of layer `k`: (N, D), or (D,) where it sees no input."""
+        a = self.gate_bias[k]
+        if self.gate_weight is not None:
+            a = F.linear(seen, self.gate_weight[k], a)
+        return torch.sigmoid(a)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """The gates of all layers for a batch, (L, N, D)."""
+        found = []
+        for k in range(len(self.weight)):
+            found.append(self.gate(k, self.read(x)).expand_as(x))
+            x = self.layer(k, x)
+        return torch.stack(found)
+
+    def frozen(self, x: Tensor, means: Tensor) -> Tensor:
+        """Run all layers with these gates (L, D) in the place of their own."""
+        for k in range(len(self.weight)):
+            x = self.layer(k, x, means[k])
+        return self.read(x)
 
 
-def growth(budget: int, size: int, depth: int) -> int:
-    """Features that each of `depth` dense layers must add for about `budget` parameters."""
-    costs = {g: sum((size + k * g + 1) * g for k in range(depth)) for g in range(1, size + 1)}
-    return min(costs, key=lambda g: abs(costs[g] - budget))
+def width(kind: str, size: int) -> int:
+    """The width at which a layer has about the parameters of a dynamic one, 2 size (size + 1)."""
+    if kind in ("dynamic", "shortcut"):
+        return size
+    vectors = 2 if kind == "static" else 1
+    return round(math.sqrt(2 * size * (size + 1) + vectors**2 / 4) - vectors / 2)
 
 
-def net(
-    name: str, depth: int, inputs: int = 64, size: int = 32, bias: float = -2.0, outputs: int = 10
-) -> nn.Sequential:
-    """A linear map to the width, the stack, and a linear answer.
+def net(kind: str, depth: int, size: int = 32, same: bool = False, **options: Any) -> nn.Sequential:
+    """A linear map from 784 pixels, the stack, and a linear answer for ten digits.
 
-    The highway nets have `size` units; their transform gates start at `bias`, or "by depth" at
-    the bias whose expected path length is 2. The others have the width at which their stack has
-    about as many parameters, 2 (size² + size) a layer.
+    Its stack has about as many parameters as a dynamic one of `size` units, or with `same` its
+    width; options are those of `Stack`.
     """
-    if name not in NETS:
-        raise ValueError(f"name: expected one of {NETS}, got {name!r}")
-    budget, width = depth * 2 * size * (size + 1), size
-    if name.startswith("highway"):
-        start = bias if name == "highway" else -math.log(depth / 2 - 1)
-        stack: nn.Module = Highway(size, depth, bias=start)
-    elif name == "dense":
-        stack = Deep(size, depth, "dense", growth=growth(budget, size, depth))
-    else:
-        width = round(math.sqrt(budget / depth + 0.25) - 0.5)
-        stack = Thin(name, width, depth)
-    after = getattr(stack, "output_size", width)
-    return nn.Sequential(nn.Linear(inputs, width), stack, nn.Linear(after, outputs))
+    units = size if same else width(kind, size)
+    stack = Stack(kind, units, depth, **options)
+    return nn.Sequential(nn.Linear(784, units), stack, nn.Linear(units, 10))
