@@ -67,13 +67,13 @@ class Stack(nn.Module):
             x = self.layer(k, x)
         return self.read(x)
 
-    def layer(self, k: int, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Layer `k` on (N, D), with its own gate or with the values of this one, (D,)."""
+    def layer(self, k: int, x: Tensor) -> Tensor:
+        """Layer `k` on (N, D)."""
         seen = self.read(x)
         h = TRANSFORMS[self.phi](F.linear(seen, self.weight[k], self.bias[k]))
         if self.gate_bias is None:
             return h if self.kind == "plain" else x + h
-        t = self.gate(k, seen) if gate is None else gate
+        t = self.gate(k, seen)
         return h + (1 - t) * x if self.kind == "shortcut" else x + t * (h - x)
 
     def read(self, x: Tensor) -> Tensor:
@@ -95,11 +95,10 @@ class Stack(nn.Module):
             x = self.layer(k, x)
         return torch.stack(found)
 
-    def frozen(self, x: Tensor, means: Tensor) -> Tensor:
-        """Run all layers with these gates (L, D) in the place of their own."""
-        for k in range(len(self.weight)):
-            x = self.layer(k, x, means[k])
-        return self.read(x)
+    def freeze(self, means: Tensor) -> None:
+        """Turn the gates into constants at these values, (L, D)."""
+        self.kind, self.gate_weight = "static", None
+        self.gate_bias = nn.Parameter(torch.logit(means, eps=1e-6))
 
 
 def width(kind: str, size: int) -> int:
@@ -110,12 +109,19 @@ def width(kind: str, size: int) -> int:
     return round(math.sqrt(2 * size * (size + 1) + vectors**2 / 4) - vectors / 2)
 
 
-def net(kind: str, depth: int, size: int = 32, same: bool = False, **options: Any) -> nn.Sequential:
-    """A linear map from 784 pixels, the stack, and a linear answer for ten digits.
+def net(
+    kind: str,
+    depth: int,
+    size: int = 32,
+    same: bool = False,
+    ends: tuple[int, int] = (784, 10),
+    **options: Any,
+) -> nn.Sequential:
+    """A linear map to the width, the stack, and a linear answer; `ends` inputs and outputs.
 
     Its stack has about as many parameters as a dynamic one of `size` units, or with `same` its
     width; options are those of `Stack`.
     """
     units = size if same else width(kind, size)
     stack = Stack(kind, units, depth, **options)
-    return nn.Sequential(nn.Linear(784, units), stack, nn.Linear(units, 10))
+    return nn.Sequential(nn.Linear(ends[0], units), stack, nn.Linear(units, ends[1]))
