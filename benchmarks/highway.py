@@ -1,5 +1,5 @@
-"""Gates over depth: what the fused highway saves and costs, and which learning rate suits whom.
-Imports gatelib.nn, gatelib.kernels, gatelib.data, gatelib.lab, chapters/support and the harness.
+"""Gates over depth: what the fused highway saves and costs.
+Imports gatelib.nn, gatelib.kernels and the harness.
 Must not import gatelib.reference.
 
 Memory is the bytes of distinct storages that the graph holds, without input and weights, as values
@@ -8,10 +8,9 @@ The peer is the eager form as it is usually written, t*h + (1 - t)*x, which save
 tightest eager form is `torch.lerp`, which saves three; it is timed too. The fused path saves two
 and pays with half a forward product more.
 
-With --rates: the final training loss of every net of chapter 4 at each depth and learning rate,
-from which the chapter takes its rates. Both write one JSON.
+Writes one JSON.
 
-Run: python benchmarks/highway.py [--rounds N] [--device cpu|cuda] [--rates]
+Run: python benchmarks/highway.py [--rounds N] [--device cpu|cuda]
 """
 
 import statistics
@@ -27,7 +26,6 @@ from gatelib.kernels import highway as kernel
 from gatelib.nn import Highway
 
 CASES = [(64, 64, 30), (256, 64, 30), (256, 256, 10), (1024, 256, 10), (256, 1024, 4)]
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SAVED, TIME = 0.7, 1.15
 
 
@@ -106,34 +104,9 @@ def measure(
     return {"case": case, "results": found}
 
 
-def sweep() -> list[dict]:
-    """Final training loss by net, depth and rate; seed 0, as the chapter trains."""
-    from support.highway import DEPTHS, NETS, net
-
-    from gatelib.data import digits
-    from gatelib.lab import train
-
-    rows = []
-    for depth in DEPTHS:
-        for name in NETS:
-            losses = {}
-            for lr in RATES:
-                torch.manual_seed(0)
-                model = net(name, depth)
-                history = train(model, digits.flat().train, steps=100, lr=lr, batch_size=128)
-                losses[str(lr)] = round(history.loss, 4)
-            best = min(losses, key=lambda lr: losses[lr])
-            rows.append({"net": name, "depth": depth, "losses": losses, "best": float(best)})
-            print(rows[-1], flush=True)
-    return rows
-
-
 def main() -> None:
     """Measure, print, and write the results."""
-    arguments = asked(__doc__, 15, rates="the learning rates of chapter 4")
-    if arguments.rates:
-        print("wrote", write("highway-rates", sweep()).name)
-        return
+    arguments = asked(__doc__, 15)
     rows = []
     for case in CASES:
         for activation in ("relu", "tanh"):

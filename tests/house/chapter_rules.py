@@ -22,6 +22,7 @@ CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 NEW_FORM: tuple[str, ...] = (
     "02_training",
     "03_depth",
+    "04_highway",
     "06_lstm",
     "10_glu",
     "11_gmlp",

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from chapters.support import highway
+from gatelib.nn import Highway
 from tools import colab, stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,13 +49,39 @@ def test_a_chapter_is_validated_again_when_what_it_shares_has_changed(name):
     assert f"chapters/support/{name}.py" in stage.inputs
 
 
-@pytest.mark.parametrize("depth", highway.DEPTHS)
-def test_the_nets_of_chapter_four_have_as_many_parameters(depth):
-    sizes = [sum(p.numel() for p in highway.net(n, depth)[1].parameters()) for n in highway.NETS]
-    gated = sizes[highway.NETS.index("highway")]
-    assert all(0.9 < size / gated < 1.1 for size in sizes)
+@pytest.mark.parametrize("kind", highway.KINDS)
+@pytest.mark.parametrize("depth", [10, 50])
+def test_the_nets_of_chapter_four_have_as_many_parameters(kind, depth):
+    size, gated = (
+        sum(p.numel() for p in highway.net(name, depth)[1].parameters())
+        for name in (kind, "dynamic")
+    )
+    assert 0.97 < size / gated < 1.03
 
 
-def test_an_unknown_net_is_named():
-    with pytest.raises(ValueError, match=r"name: expected one of .*got 'wide'"):
-        highway.net("wide", 10)
+def test_a_stack_with_gates_is_the_librarys_highway():
+    ours, theirs = highway.Stack("dynamic", 6, 4, bias=-1.0), Highway(6, 4)
+    parts = {"weight": (ours.weight, ours.gate_weight), "bias": (ours.bias, ours.gate_bias)}
+    theirs.load_state_dict({name: torch.cat(pair, 1) for name, pair in parts.items()})
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_a_frozen_stack_has_constants_in_the_place_of_its_gates():
+    stack, x = highway.Stack("dynamic", 6, 4, bias=-1.0), torch.randn(5, 6)
+    means = stack.gates(x).mean(1)
+    stack.freeze(means.detach())
+    torch.testing.assert_close(stack.gates(x), means[:, None].expand(-1, 5, -1))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_gate_on_the_shortcut_alone_leaves_the_transform_whole(norm):
+    stack, x = highway.Stack("shortcut", 6, 1, bias=-2.0, norm=norm), torch.randn(5, 6)
+    seen = stack.read(x)
+    h = torch.relu(seen @ stack.weight[0].T + stack.bias[0])
+    torch.testing.assert_close(stack.layer(0, x), h + (1 - stack.gates(x)[0]) * x)
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match=r"kind: expected one of .*got 'wide'"):
+        highway.Stack("wide", 6, 2)
