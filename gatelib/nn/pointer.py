@@ -100,8 +100,8 @@ def extended_vocabulary(source: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         extended: (B, S), as `copy_mixture` reads it; a word has one number in its whole sentence.
-        rare: (B, E), the large number of each rare word of a sentence, -1 where it has fewer. E
-            is `extra`, the most that a sentence of the batch has.
+        rare: (B, E), the large number of each rare word of a sentence, -1 where it has fewer.
+        E is `extra`, the most that a sentence of the batch has.
 
     Raises:
         TypeError: `source` isn't of integers. ValueError: it isn't (B, S), or a size is below 1.
