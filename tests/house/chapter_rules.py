@@ -58,6 +58,13 @@ WARNING = re.compile(r"\b\w*Warning\b:")
 HTML = re.compile(r"<(?:!--|/?[a-zA-Z][a-zA-Z0-9-]*(?:\s[^<>]*)?/?>)")
 AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]+>")
 
+FORMULA = re.compile(r"\$\$.*?\$\$|(?<![\\$])\$[^$]+\$", re.S)
+LETTERING = re.compile(  # what stands in braces behind these is no mathematics
+    r"\\(?:text\w*|math\w+|operatorname\*?|begin|end|label|tag)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+)
+LOST_COMMAND = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+LOST_ESCAPE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]\w{0,9}")
+
 Rule = Callable[[NotebookNode], Iterator[str]]
 RULES: dict[str, Rule] = {}
 
@@ -190,6 +197,17 @@ def no_machine_path(notebook: NotebookNode) -> Iterator[str]:
         text = cell.source + (text_of(cell) if cell.cell_type == "code" else "")
         if found := MACHINE_PATH.search(text):
             yield f"cell {cell.id} names a path of one machine: {found[0]}"
+
+
+@rule
+def formulas_are_whole(notebook: NotebookNode) -> Iterator[str]:
+    r"""A program that edits a notebook can make of \varepsilon a line break and "arepsilon"."""
+    if found := LOST_ESCAPE.search(prose(notebook)):
+        yield f"the text has a character that can't be seen: {found[0]!r}"
+    text = re.sub(r"(`+)(?!`)(?:(?!\1).)+?\1(?!`)", "", without_fenced_code(prose(notebook)))
+    for formula in FORMULA.findall(text):
+        if found := LOST_COMMAND.search(LETTERING.sub("", formula)):
+            yield f"in {formula[:40]!r} a command has lost its backslash: {found[0]!r}"
 
 
 @rule

@@ -143,6 +143,8 @@ SPOILS: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("nothing_fails_or_warns", lambda nb: code(0)(nb).outputs.append(new_output("error"))),
     ("no_machine_path", say("saved in " + "/ho" + "me/someone/x.npy")),
     ("no_machine_path", write_prose("Look in " + "/tm" + "p/x.")),
+    ("formulas_are_whole", write_prose("by Adam's $\narepsilon$")),
+    ("formulas_are_whole", write_prose("$$\na = \frac{1}{2}\n$$")),
     ("no_progress_bar", say("100%|##########| 10/10")),
     ("no_progress_bar", say("epoch 3, 14.2it/s")),
     ("no_progress_bar", say("epoch 1\repoch 2")),
