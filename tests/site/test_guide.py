@@ -118,4 +118,4 @@ def test_the_first_page_shows_what_was_counted(html: Path) -> None:
     shown = [c.get_text() for c in soup(html / "book" / "index.html").select("span.count")]
     wanted = counts.of_claims(ROOT) | counts.of_cells(ROOT, records.chapters(ROOT))
     for name in ("claims", "claims decided", "claims false", "chapters", "exact cells"):
-        assert str(wanted[name]) in shown, name
+        assert f"{wanted[name]:,}" in shown, name
