@@ -1,4 +1,4 @@
-"""The GRU as it was published four times, the minimal gated unit, and lighter variants.
+"""The GRU as it was published four times, the minimal gated unit, lighter variants and controls.
 
 Imports gatelib.cell and gatelib.spec.
 Must not import NumPy, torch or any other floor.
@@ -96,4 +96,28 @@ LEAKY = _without_reset("leaky", "a_n b_z", "b_z")
 Their reset gate is then a constant, which the rows or columns of U_n take up: it is left out.
 """
 
-ALL = named(GRU, CHO, CHUNG, MGU, NO_RESET, LIGHT, LEAKY)
+RESET_ONLY = Spec.parse(
+    "reset_only",
+    "a_r a_n u_n -> h",
+    """
+    r = sigmoid(a_r)
+    h = tanh(a_n + r*u_n)""",
+)
+"""A GRU without its update gate: a plain RNN that may leave its history out."""
+
+RESET_INPUT = GRU.replace("reset_input", n="tanh(r*a_n + u_n)")
+"""The reset gate on the input instead of the history, with as many parameters as a GRU: does it
+matter where the product stands?"""
+
+MGU_AFTER = Spec.parse(
+    "mgu_after",
+    "a_f a_n u_n h_prev -> h",
+    """
+    f = sigmoid(a_f)
+    n = tanh(a_n + f*u_n)
+    h = (1 - f)*h_prev + f*n""",
+)
+"""The minimal gated unit of Zhou et al. 2016, arXiv:1603.09420, with its reset behind the product,
+as torch's GRU has it; the paper's, before the product, is `MGU`."""
+
+ALL = named(GRU, CHO, CHUNG, MGU, NO_RESET, LIGHT, LEAKY, RESET_ONLY, RESET_INPUT, MGU_AFTER)

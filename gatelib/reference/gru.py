@@ -5,7 +5,7 @@ Must not import SymPy, torch or any other floor: its agreement with them is evid
 
 Weights are packed gate by gate in the order of the variant, the candidate last
 (`VARIANTS[name].gates`; "rzn" as torch packs them): `W` (G·H, D), `U` (G·H, H), `b` (G·H,).
-Where the reset gate acts after the product, `b_u` (G·H,) is the bias beside U h. A leaky unit has
+Where r stands behind a product, U h or W x, `b_u` (G·H,) is the bias beside U h. A leaky unit has
 `b_z` (H,) in the place of a gate.
 """
 
@@ -32,10 +32,10 @@ Weights = dict[str, Array]
 
 @dataclass(frozen=True)
 class Variant:
-    """What sets one cell apart: its gates, where r acts, and what z does."""
+    """What sets one cell apart: its gates, where r acts, and what z does, if there is one."""
 
     gates: str = "rzn"
-    reset: Literal["before", "after", "never"] = "after"
+    reset: Literal["before", "after", "input", "never"] = "after"
     update: str = "z"
     writes: bool = False
     rectified: bool = False
@@ -43,7 +43,7 @@ class Variant:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its weights."""
-        second = ("b_u",) if self.reset == "after" else ()
+        second = ("b_u",) if self.reset in ("after", "input") else ()
         return ("W", "U", "b", *second, *(() if self.update in self.gates else ("b_z",)))
 
     @property
@@ -60,6 +60,9 @@ VARIANTS = {
     "no_reset": Variant("zn", reset="never"),
     "light": Variant("zn", reset="never", rectified=True),
     "leaky": Variant("n", reset="never"),
+    "reset_only": Variant("rn", update=""),
+    "reset_input": Variant(reset="input"),
+    "mgu_after": Variant("fn", update="f", writes=True),
 }
 
 
@@ -118,15 +121,24 @@ def _cell(kind: Variant, w: Weights, from_input: Array, h_prev: Array) -> dict[s
     gates = sigmoid(from_input[:, :rows] + h_prev @ w["U"][:rows].T + second[:rows])
     names = [k for k in kind.gates if k != "n"]
     step = dict(zip(names, np.split(gates, max(len(names), 1), axis=1), strict=False))
-    z = step[kind.update] if names else sigmoid(w["b_z"]) + np.zeros_like(h_prev)
-    step["source"] = step[kind.resets] * h_prev if kind.reset == "before" else h_prev
+    r, step["from_x"] = step.get(kind.resets, 1.0), from_input[:, rows:]
+    step["source"] = r * h_prev if kind.reset == "before" else h_prev
     step["product"] = step["source"] @ w["U"][rows:].T + second[rows:]
-    after = step["r"] * step["product"] if kind.reset == "after" else step["product"]
-    a_n = from_input[:, rows:] + after
+    own = r * step["from_x"] if kind.reset == "input" else step["from_x"]
+    a_n = own + (r * step["product"] if kind.reset == "after" else step["product"])
     step["n"] = np.maximum(a_n, 0.0) if kind.rectified else np.tanh(a_n)
-    step["keep"] = 1 - z if kind.writes else z
+    step["keep"] = _keep(kind, w, step)
     step["h"] = step["keep"] * h_prev + (1 - step["keep"]) * step["n"]
     return step
+
+
+def _keep(kind: Variant, w: Weights, step: Weights) -> Array:
+    """What multiplies the old state; a cell without z keeps nothing of it."""
+    if not kind.update:
+        return np.zeros_like(step["n"])
+    known = kind.update in kind.gates
+    z = step[kind.update] if known else sigmoid(w["b_z"]) + np.zeros_like(step["n"])
+    return 1 - z if kind.writes else z
 
 
 def backward(dy: Array, dh: Array | None, saved: Saved) -> dict[str, Array]:
@@ -136,56 +148,56 @@ def backward(dy: Array, dh: Array | None, saved: Saved) -> dict[str, Array]:
     for each weight. Weight gradients are one product over all steps, after the loop.
     """
     dh = np.zeros_like(saved.h[0]) if dh is None else dh
-    packed = np.zeros((*saved.x.shape[:2], saved.weights["b"].size), saved.x.dtype)
+    rows = (*saved.x.shape[:2], saved.weights["b"].size)
+    by_x, by_h = np.zeros(rows, saved.x.dtype), np.zeros(rows, saved.x.dtype)
     d_bias = np.zeros_like(saved.h[0][0])
     for t in reversed(range(len(saved.steps))):
         live = saved.live[:, t, None]
         step, into = saved.steps[t], live * (dh + dy[:, t])
-        packed[:, t], d_keep, back = _cell_backward(
+        by_x[:, t], by_h[:, t], d_keep, back = _cell_backward(
             saved.variant, saved.weights, step, saved.h[t], into
         )
         dh = np.where(live, back, dh)
         d_bias += (d_keep * step["keep"] * (1 - step["keep"])).sum(axis=0)
-    found = {"h0": dh, **_weight_gradients(packed, saved)}
+    found = {"h0": dh, **_weight_gradients(by_x, by_h, saved)}
     return found | ({"b_z": d_bias} if "b_z" in saved.weights else {})
 
 
 def _cell_backward(
     kind: Variant, w: Weights, s: Weights, h_prev: Array, dh: Array
-) -> tuple[Array, Array, Array]:
-    """Adjoints of the packed preactivations W x + b, of `keep`, and of h_prev, for one step."""
+) -> tuple[Array, Array, Array, Array]:
+    """Adjoints of W x + b and of U h + b', packed, of `keep`, and of h_prev, for one step."""
     rows = h_prev.shape[1] * (len(kind.gates) - 1)
     d_keep, back = dh * (h_prev - s["n"]), dh * s["keep"]
     d_n = dh * (1 - s["keep"])
     d_n = d_n * (s["n"] > 0) if kind.rectified else d_n * (1 - s["n"] ** 2)
-    d_product = d_n * s["r"] if kind.reset == "after" else d_n
+    d_product = d_n * s[kind.resets] if kind.reset == "after" else d_n
+    d_own = d_n * s[kind.resets] if kind.reset == "input" else d_n
     d_source = d_product @ w["U"][rows:]
     d_gate = {k: np.zeros_like(dh) for k in kind.gates if k != "n"}
     if kind.reset == "before":
         d_gate[kind.resets] = d_source * h_prev
         d_source = d_source * s[kind.resets]
-    elif kind.reset == "after":
-        d_gate["r"] = d_n * s["product"]
+    elif kind.reset != "never":
+        d_gate[kind.resets] = d_n * s["product" if kind.reset == "after" else "from_x"]
     if kind.update in d_gate:
         d_gate[kind.update] = d_gate[kind.update] + (-d_keep if kind.writes else d_keep)
-    packed = np.concatenate([*(d * s[k] * (1 - s[k]) for k, d in d_gate.items()), d_n], axis=1)
-    return packed, d_keep, back + d_source + packed[:, :rows] @ w["U"][:rows]
+    gates = [d * s[k] * (1 - s[k]) for k, d in d_gate.items()]
+    by_x, by_h = (np.concatenate([*gates, last], axis=1) for last in (d_own, d_product))
+    return by_x, by_h, d_keep, back + d_source + by_h[:, :rows] @ w["U"][:rows]
 
 
-def _weight_gradients(packed: Array, saved: Saved) -> Weights:
+def _weight_gradients(by_x: Array, by_h: Array, saved: Saved) -> Weights:
     """One product over all steps and rows for each matrix."""
-    hidden, kind = saved.h[0].shape[1], saved.variant
-    rows, beside = packed.shape[2] - hidden, packed
-    if kind.reset == "after" and saved.steps:  # r stands between W x and U h + b'
-        r = np.stack([step["r"] for step in saved.steps], axis=1)
-        beside = np.concatenate([packed[..., :rows], packed[..., rows:] * r], axis=2)
-    before = _flat(saved.h[:-1], packed, hidden)
-    source = _flat([step["source"] for step in saved.steps], packed, hidden)
-    flat, other = packed.reshape(-1, rows + hidden), beside.reshape(-1, rows + hidden)
+    hidden = saved.h[0].shape[1]
+    rows = by_x.shape[2] - hidden
+    before = _flat(saved.h[:-1], by_x, hidden)
+    source = _flat([step["source"] for step in saved.steps], by_x, hidden)
+    flat, other = by_x.reshape(-1, rows + hidden), by_h.reshape(-1, rows + hidden)
     d_u = [other[:, :rows].T @ before, other[:, rows:].T @ source]
     found = {"W": flat.T @ saved.x.reshape(-1, saved.x.shape[2]), "U": np.concatenate(d_u)}
-    found |= {"b": flat.sum(axis=0), "x": packed @ saved.weights["W"]}
-    return found | ({"b_u": other.sum(axis=0)} if kind.reset == "after" else {})
+    found |= {"b": flat.sum(axis=0), "x": by_x @ saved.weights["W"]}
+    return found | ({"b_u": other.sum(axis=0)} if "b_u" in saved.weights else {})
 
 
 def _flat(values: list[Array], like: Array, hidden: int) -> Array:

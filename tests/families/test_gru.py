@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import sympy as sp
 import torch
 from hypothesis import strategies as st
 
@@ -155,6 +156,37 @@ def test_an_mgu_is_a_chung_gru_with_both_gates_tied():
     mgu = {k: v.xreplace({symbol("a_f"): symbol("a_z")}) for k, v in whole("mgu").compose().items()}
     assert tied.keys() == mgu.keys()
     assert all((tied[k] - mgu[k]).simplify() == 0 for k in tied)
+
+
+def test_where_the_gate_stands_makes_no_difference_once_it_is_open():
+    """Both candidates are tanh(a_n + u_n) at r = 1, and RESET_ONLY is the GRU's at z = 0."""
+    a, u, r = symbol("a_n"), symbol("u_n"), symbol("r")
+    arguments = [(a + r * u), (r * a + u)]
+    for spec, argument in zip((equations.GRU, equations.RESET_INPUT), arguments, strict=True):
+        n = dict(spec.equations)[symbol("n")]
+        assert sp.simplify(n.args[0] - argument) == 0
+        assert sp.simplify(n.args[0].subs(r, 1) - (a + u)) == 0
+    cut = equations.GRU.replace("cut", z="0*a_z")
+    difference = cut.compose()["h"] - equations.RESET_ONLY.compose()["h"]
+    assert sp.simplify(difference) == 0
+
+
+def test_a_reset_by_a_bias_alone_is_a_matrix_with_scaled_rows():
+    """r * (U h + b') with r fixed is (r U) h + r b': the function of a GRU without reset."""
+    torch.manual_seed(0)
+    kinds = equations.GRU, equations.NO_RESET
+    whole, cut = (Recurrent(kind, 3, 4, dtype=torch.float64) for kind in kinds)
+    r = torch.rand(4, dtype=torch.float64) * 0.8 + 0.1
+    with torch.no_grad():
+        whole.weight_ih_l0[:4] = whole.weight_hh_l0[:4] = 0
+        whole.bias_ih_l0[:4], whole.bias_hh_l0[:4] = torch.logit(r), 0
+        cut.weight_ih_l0.copy_(whole.weight_ih_l0[4:])
+        cut.weight_hh_l0.copy_(whole.weight_hh_l0[4:])
+        cut.weight_hh_l0[4:] *= r[:, None]
+        cut.bias_ih_l0.copy_(whole.bias_ih_l0[4:] + whole.bias_hh_l0[4:])
+        cut.bias_ih_l0[4:] += (r - 1) * whole.bias_hh_l0[8:]
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(whole(x)[0], cut(x)[0])
 
 
 def test_two_biases_are_both_added_to_a_plain_cell():
