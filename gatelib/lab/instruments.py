@@ -6,6 +6,7 @@ Must not import the floors below; it measures whatever layer it is given.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -144,9 +145,10 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Arr
 
     A recurrent layer, which returns (output, final_state): d(final state)/d(initial state) over the
     whole sequence, all its states together (an LSTM's h and c, those of each layer of a stack),
-    from the zero state. Any other layer, and one whose state grows as a cache does: dy/dx; `others`
-    are its further inputs, and of a tuple the first entry is y. Rows are computed as one batch, so
-    the layer must treat examples independently.
+    from the zero state. Any other layer, one whose second argument is `lengths` and so no state,
+    and one whose state grows as a cache does: dy/dx; `others` are its further inputs, and of a
+    tuple the first entry is y. Rows are computed as one batch, so the layer must treat examples
+    independently.
 
     Raises:
         TypeError: x holds tokens, or other integers, which have no derivative.
@@ -161,7 +163,8 @@ def jacobian_spectrum(layer: nn.Module, x: Tensor | Array, *others: Tensor | Arr
     one = [value.narrow(batch_dim, 0, 1) for value in inputs]
     with torch.no_grad():
         result = layer(*one)
-    if isinstance(result, tuple) and not others and not _grows(layer, one[0], result[1]):
+    recurrent = isinstance(result, tuple) and not others and _takes_state(layer)
+    if recurrent and not _grows(layer, one[0], result[1]):
         starts, ends, axes = _state_map(layer, one[0], batch_dim)
         end = _flat(ends, axes)
     else:
@@ -180,6 +183,12 @@ def _state_after(layer: nn.Module, *inputs: Any) -> Any:
     """The final state; all that an LSTMCell returns is its state."""
     result = layer(*inputs)
     return result if isinstance(layer, nn.RNNCellBase) else result[1]
+
+
+def _takes_state(layer: nn.Module) -> bool:
+    """Whether its second argument may be a state: a pool's is `lengths`."""
+    names = list(inspect.signature(getattr(layer, "forward", layer)).parameters)
+    return names[1:2] != ["lengths"]
 
 
 def _grows(layer: nn.Module, one: Tensor, state: Any) -> bool:

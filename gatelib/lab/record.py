@@ -79,8 +79,10 @@ def record(model: nn.Module) -> Iterator[Recording]:
     keeps the shape of its output. With several layers or directions the path ends in .l0,
     .l0_reverse, .l1, …; reverse gates stand at the step whose input they read. Names: i f g o c h
     (LSTM, c the cell state), r z n h (GRU), h (RNN, SkipRNN), h y s (Jordan), h t c y (Highway, c
-    the carry gate), n t c h (RecurrentHighway), r z h (GTrXLGate), attention (B, T, S), alpha
-    (Residual, as its parameter), w s (MoE: weights and scores by expert, (B, T, E)), dispatch and
+    the carry gate), n t c h (RecurrentHighway), i f g o c h d (DepthGatedLSTM, d the gate on the
+    memory below), r z h (GTrXLGate), attention (B, T, S), g (AttentionPool: (B, T, hops); SoftPool:
+    (B, T, D)), z (ContextGate), p (PointerGenerator: (B, T, 1)), alpha (Residual, as its
+    parameter), w s (MoE: weights and scores by expert, (B, T, E)), dispatch and
     combine (SoftMoE: (B, T, slots)), r mask (MixtureOfDepths), gate and beta (SqueezeExcitation,
     ECA, FiLM: (B, C), with gamma where that isn't a gate), gate; gatelib.nn's Recurrent, GLU,
     GatedMLP and the recurrent layers over films (B, T, C, H, W) have all the names of their Spec's
