@@ -35,14 +35,7 @@ ATTENTION_POOL = Spec.parse(
 )
 """All features of a step are let through alike. The papers have k = 1."""
 
-SOFT_POOL = Spec.parse(
-    "soft_pool",
-    "k mask v -> c",
-    """
-    y = mask*exp(k*v)
-    g = y/total(y)
-    c = total(g*v)""",
-)
+SOFT_POOL = ATTENTION_POOL.replace("soft_pool", y="mask*exp(k*v)")
 """Each feature scores itself: the mean at k = 0, the maximum as k grows, the minimum below 0."""
 
 ALL = named(POOL_SCORE, ATTENTION_POOL, SOFT_POOL)

@@ -14,7 +14,13 @@ from gatelib import derived, lab
 from gatelib.equations import rnn as equations
 from gatelib.nn import Jordan, Recurrent, SkipRNN
 from gatelib.reference import rnn as reference
-from tests.families.witnesses import BAD_SEQUENCES, assert_agree, for_any_shape, named
+from tests.families.witnesses import (
+    BAD_SEQUENCES,
+    assert_agree,
+    assert_read_in_pieces,
+    for_any_shape,
+    named,
+)
 
 SPECS = {name.removesuffix("_rnn"): known.spec for name, known in equations.ALL.items()}
 NAMES = sorted(SPECS)
@@ -291,12 +297,7 @@ def test_gradcheck_in_float64(layer):
 
 @pytest.mark.parametrize("layer", [Jordan(2, 3, 2, decay=0.5), SkipRNN(2, 3, 3)])
 def test_a_sequence_may_be_read_in_pieces(layer):
-    x = torch.randn(2, 7, 2)
-    whole, last = layer(x)
-    first, state = layer(x[:, :2])
-    rest, end = layer(x[:, 2:], state)
-    torch.testing.assert_close(torch.cat([first, rest], 1), whole)
-    torch.testing.assert_close(end, last)
+    assert_read_in_pieces(layer, torch.randn(2, 7, 2))
 
 
 @pytest.mark.parametrize(

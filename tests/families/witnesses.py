@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,15 @@ def assert_upstream_is_checked(gradients):
         gradients(run, x, {"h": np.ones((2, 3))})
     with pytest.raises(ValueError, match=r"upstream\['y'\]: .*got \(3,\)"):
         gradients(run, x, {"y": np.ones(3)})
+
+
+def assert_read_in_pieces(layer, x, at=2):
+    """A sequence (B, T, D) read up to step `at`, and on from the state there, is the sequence."""
+    whole, last = layer(x)
+    first, state = layer(x[:, :at])
+    second, end = layer(x[:, at:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(end, last)
 
 
 def named(x, weights, state, dy, d_state, name="h"):
