@@ -20,6 +20,7 @@ from tools.notebooks import code_cells, kind, tags
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 NEW_FORM: tuple[str, ...] = (
+    "01_gate",
     "02_training",
     "03_depth",
     "04_highway",
