@@ -4,6 +4,7 @@ Imports gatelib.kernels, torch, Triton and tests.kernels.
 Must not run under TRITON_INTERPRET: the interpreter compiles nothing.
 """
 
+import functools
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from gatelib.kernels.gated import gated_of
 from gatelib.kernels.glu import LANES, width
 from gatelib.kernels.launch import in_triton, interpreted, load
 from gatelib.kernels.report import compiled, gate_report
+from tests.kernels.disassembled import cases, read_at_once
 from tests.kernels.glu_specs import ALL, FAMILY, ODD, SWIGLU, named
 from tests.kernels.test_scan import run_cases
 
@@ -42,7 +44,17 @@ def test_each_value_is_read_or_written_once(spec):
     assert text.count("tl.load(") <= count + 1 and text.count("tl.store(") == count
 
 
+@pytest.fixture(scope="module")
+def code_at_once(request):
+    """What the cases of a test compile is read at once."""
+    kinds = [(case["spec"], case["arch"], case["dtype"]) for case in cases(request)]
+    with read_at_once([functools.partial(gate_report, *kind) for kind in kinds]):
+        yield
+
+
 @compiles
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("code_at_once")
 @pytest.mark.parametrize(
     ("spec", "dtype", "arch"),
     [(spec, torch.bfloat16, 90) for spec in FAMILY]

@@ -4,6 +4,7 @@ Imports gatelib, torch and Triton.
 Must not run under TRITON_INTERPRET: the interpreter compiles nothing.
 """
 
+import functools
 import re
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from gatelib.kernels import scan_source, triton_source
 from gatelib.kernels.launch import interpreted, load
 from gatelib.kernels.report import compile_report, compiled, cut, first_loop, machine_code
+from tests.kernels.disassembled import cases, disassembled, read_at_once
 from tests.kernels.triton_cells import (
     LSTM,
     MINGRU,
@@ -32,8 +34,18 @@ def over_time(spec, arch=90, **given):
     return [r for r in compile_report(spec, arch, params_of(spec), **given) if r.ahead]
 
 
+@pytest.fixture(scope="module")
+def code_at_once(request):
+    """What the cases of a test compile is read at once."""
+    kinds = [(case["spec"], case["arch"]) for case in cases(request)]
+    reports = [functools.partial(compile_report, s, arch, params_of(s)) for s, arch in kinds]
+    with read_at_once(reports):
+        yield
+
+
 @compiles
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("code_at_once")
 @pytest.mark.parametrize(
     ("spec", "arch"),
     [(s, 90) for s in all_specs()] + [(s, 80) for s in (LSTM, MINGRU, PEEPHOLE, RGLRU, SLSTM)],
@@ -46,6 +58,32 @@ def test_every_kernel_compiles_without_a_gpu_and_without_spills(spec, arch):
         assert 8 <= report.registers <= 160
         assert report.spill_bytes == 0, str(report)
         assert report.barriers == report.shared_bytes == 0, str(report)
+
+
+def from_its_start(code):
+    """Addresses, where jumps go too, as they are where a kernel is read alone."""
+    start = code[0][0]
+
+    def moved(address):
+        return hex(int(address[0], 16) - start)
+
+    jumps = ("BRA", "BSSY", "CALL", "RET")
+    texts = (re.sub("0x[0-9a-f]+", moved, t) if t.startswith(jumps) else t for _, t in code)
+    return list(zip((address - start for address, _ in code), texts, strict=True))
+
+
+@compiles
+@pytest.mark.parametrize("arch", [80, 90])
+def test_code_that_is_read_at_once_is_that_of_each_kernel(arch):
+    plan = scan_source.time_scan(MINGRU)
+    cubins = []
+    for name, reads in ((plan.forward, plan.forward_reads), (plan.reverse, plan.backward_reads)):
+        fixed = cut(reads, torch.float32)
+        cubins.append(compiled(load(plan.text)[name], arch, torch.float32, fixed).asm["cubin"])
+    for cubin, found in disassembled(cubins, arch).items():
+        alone = machine_code(cubin)
+        assert from_its_start(found) == alone
+        assert len(first_loop(found)) == len(first_loop(alone)) > 10
 
 
 @compiles
