@@ -36,7 +36,8 @@ from tools import inputs, notebooks  # noqa: E402
 PASSED = ROOT / "_build" / "passed"
 PAGE = ROOT / "_build" / "html" / "index.html"
 SLOTS = 2
-LONG = ("kernels", "nn", "spec", "house", "families")  # folders of tests, the longest first
+LONG = ("kernels", "nn", "spec", "lab", "house", "families", "data")  # folders, the longest first
+QUIETLY = ("-q", "-p", "no:nbval")  # which takes a second of each process that has no notebook
 LIBRARY = ("gatelib/**/*.py", "gatelib/**/*.pyi", "requirements.lock", "pyproject.toml")
 FOLDERS = ("benchmarks", "book", "chapters", "gatelib", "tests", "tools")
 SOURCES = (
@@ -140,7 +141,7 @@ def unit_stages() -> list[Stage]:
 
 def unit_stage(folder: str) -> Stage:
     """The tests of one folder: they read what they import. The house looks at every file."""
-    command = python("pytest", f"tests/{folder}", "-q", "-p", "no:cacheprovider")
+    command = python("pytest", f"tests/{folder}", *QUIETLY, "-p", "no:cacheprovider")
     if folder == "house":
         return Stage(folder, (command,), EVERYTHING)
     modules = (f"tests/{folder}/**/*.py", "tests/conftest.py")
@@ -163,7 +164,7 @@ def all_stages() -> dict[str, Stage]:
     """
     chapters = [chapter_stage(path) for path in notebooks.find(())]
     style = (python("ruff", "check", "."), python("ruff", "format", "--check", "."))
-    site = python("pytest", "tests/site", "-q")
+    site = python("pytest", "tests/site", *QUIETLY)
     pages = (*BOOK, "_build/status.json")
     longest, *units = unit_stages()
     stages = [

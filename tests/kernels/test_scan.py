@@ -28,7 +28,7 @@ def run_cases(name, **environment):
     """Run all cases of a file under the interpreter; returns (passed count, the report)."""
     env = os.environ | environment | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pytest", f"tests/kernels/{name}", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "--timeout=900", "-s"]
+    command += ["-p", "no:cacheprovider", "-p", "no:nbval", "--timeout=900", "-s"]
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     return int(re.search(r"(\d+) passed", run.stdout)[1]), run.stdout
