@@ -25,6 +25,7 @@ NEW_FORM: tuple[str, ...] = (
     "03_depth",
     "04_highway",
     "06_lstm",
+    "07_gru",
     "10_glu",
     "11_gmlp",
     "12_vision",

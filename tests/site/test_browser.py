@@ -202,7 +202,7 @@ def test_a_photograph_is_no_negative_in_the_dark(tab: Any, host: str) -> None:
 
 def test_a_measured_figure_keeps_its_shape_on_a_phone(tab: Any, host: str) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
-    tab.goto(host + "chapters/07_gru.html", wait_until="networkidle")
+    tab.goto(host + "chapters/04_highway.html", wait_until="networkidle")
     ratios = "all => all.map(i => i.width / i.height * i.naturalHeight / i.naturalWidth)"
     found = tab.eval_on_selector_all("figure img[src$='.png']", ratios)
     assert found and all(abs(ratio - 1) < 0.02 for ratio in found), found
