@@ -24,6 +24,7 @@ NEW_FORM: tuple[str, ...] = (
     "02_training",
     "03_depth",
     "04_highway",
+    "05_rnn",
     "06_lstm",
     "07_gru",
     "10_glu",
