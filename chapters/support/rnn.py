@@ -22,7 +22,7 @@ from gatelib.data import Vocabulary, mnist, pad, segmentation, translation, with
 from gatelib.lab import Readout, accuracy, word_f1
 from gatelib.nn import RNN, init
 
-__all__ = ["passing", "spelling", "tagging", "translating"]
+__all__ = ["passing", "sliding", "spelling", "tagging", "translating"]
 
 Score = Callable[[nn.Module], float]
 Task = tuple[nn.Module, Any, Any, list[Score]]
@@ -95,6 +95,26 @@ def passing(model: str) -> Task:
     nets["linear"] = Affine(STEPS * 56, 1, 10)
     asked = [placed(part, np.random.default_rng(5)) for part in others]
     return nets[model], batch, "cross_entropy", [accuracy(part) for part in asked]
+
+
+class Sliding(nn.Module):
+    """One linear map of 14 steps at every place: logits are added as probabilities are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(14 * 56, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Name the digit that passes in x (B, STEPS, 56)."""
+        places = x.unfold(1, 14, 1).flatten(2)
+        answers: Tensor = self.linear(places).logsumexp(1)
+        return answers
+
+
+def sliding(model: str) -> Task:
+    """N→1 without recurrence: the same weights at every place of a window."""
+    _, batch, loss, scores = passing(model)
+    return Sliding(), batch, loss, scores
 
 
 # --- 1→N --------------------------------------------------------------------------------------
