@@ -3,7 +3,7 @@
 Imports NumPy, torch, num2words, gatelib.data, gatelib.lab and gatelib.nn.
 
 Each task is a function of "RNN" or "linear" that returns the net, its training data, its loss, and
-its scores on validation and test data.
+its scores on validation and test data. Two know an "MLP" too, and a "wide MLP".
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ STEPS = 28  # of a sequence in which a digit passes by, two rows at a step
 SAID = 14  # words of a number, at most
 CHARACTERS = 18  # of a Chinese sentence, at most
 READ, WRITTEN = 6, 9  # letters of a word; phones with a mark before and behind
+SPELLERS = {"MLP": 19, "wide MLP": 128}  # hidden units; the first has as many weights as the RNN
+SPEAKERS = {"MLP": 61, "wide MLP": 256}
 
 
 class Affine(nn.Module):
@@ -39,7 +41,7 @@ class Affine(nn.Module):
     def __init__(self, inputs: int, symbols: int, *outputs: int) -> None:
         super().__init__()
         self.inputs, self.symbols, self.outputs = inputs, symbols, outputs
-        self.linear = nn.Linear(inputs * symbols, int(np.prod(outputs)))
+        self.linear: nn.Module = nn.Linear(inputs * symbols, int(np.prod(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Of x (B, …) the first `inputs` features."""
@@ -47,6 +49,15 @@ class Affine(nn.Module):
         hot = F.one_hot(x, self.symbols).float() if self.symbols > 1 else x
         answers: Tensor = self.linear(hot.flatten(1))
         return answers.reshape(-1, *self.outputs)
+
+
+class Layered(Affine):
+    """The same with a hidden layer of ReLUs: it sees all places at once, and has no state."""
+
+    def __init__(self, hidden: int, inputs: int, symbols: int, *outputs: int) -> None:
+        super().__init__(inputs, symbols, *outputs)
+        below = nn.Linear(inputs * symbols, hidden)
+        self.linear = nn.Sequential(below, nn.ReLU(), nn.Linear(hidden, int(np.prod(outputs))))
 
 
 def orthogonal(features: int, size: int) -> RNN:
@@ -163,6 +174,7 @@ def spelling(model: str) -> Task:
     english, data = _numbers()
     size = len(english)
     nets: dict[str, nn.Module] = {"RNN": Speller(size), "linear": Affine(7, 10, SAID, size)}
+    nets |= {name: Layered(hidden, 7, 10, SAID, size) for name, hidden in SPELLERS.items()}
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
 
 
@@ -268,5 +280,7 @@ def translating(model: str) -> Task:
     """N→M: letters in, and phones out."""
     letters, phones, data = _spoken()
     nets: dict[str, nn.Module] = {"RNN": Translator(letters, phones)}
-    nets["linear"] = Affine(READ, letters, WRITTEN - 1, phones)
+    outputs = (WRITTEN - 1, phones)
+    nets["linear"] = Affine(READ, letters, *outputs)
+    nets |= {name: Layered(hidden, READ, letters, *outputs) for name, hidden in SPEAKERS.items()}
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
