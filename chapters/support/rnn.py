@@ -22,7 +22,15 @@ from gatelib.data import Vocabulary, mnist, pad, segmentation, translation, with
 from gatelib.lab import Readout, accuracy, word_f1
 from gatelib.nn import RNN, init
 
-__all__ = ["passing", "sliding", "spelling", "tagging", "translating"]
+__all__ = [
+    "passing",
+    "sliding",
+    "spelling",
+    "spelling_widely",
+    "tagging",
+    "translating",
+    "translating_widely",
+]
 
 Score = Callable[[nn.Module], float]
 Task = tuple[nn.Module, Any, Any, list[Score]]
@@ -178,6 +186,20 @@ def spelling(model: str) -> Task:
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
 
 
+class WideSpeller(Speller):
+    """The same with 220 units, as many weights as the wide MLP."""
+
+    def __init__(self, symbols: int) -> None:
+        super().__init__(symbols)
+        self.words = Readout(orthogonal(70, 220), 220, symbols, every_step=True)
+
+
+def spelling_widely(model: str) -> Task:
+    """1→N by a wide RNN."""
+    _, *rest = spelling(model)
+    return WideSpeller(len(_numbers()[0])), *rest
+
+
 # --- N→N --------------------------------------------------------------------------------------
 
 
@@ -284,3 +306,10 @@ def translating(model: str) -> Task:
     nets["linear"] = Affine(READ, letters, *outputs)
     nets |= {name: Layered(hidden, READ, letters, *outputs) for name, hidden in SPEAKERS.items()}
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
+
+
+def translating_widely(model: str) -> Task:
+    """N→M by wide RNNs, with as many weights as the wide MLP."""
+    _, *rest = translating(model)
+    letters, phones, _ = _spoken()
+    return Translator(letters, phones, 228), *rest
