@@ -26,10 +26,10 @@ __all__ = [
     "passing",
     "sliding",
     "spelling",
-    "spelling_widely",
+    "spelling_without_state",
     "tagging",
     "translating",
-    "translating_widely",
+    "translating_without_state",
 ]
 
 Score = Callable[[nn.Module], float]
@@ -66,6 +66,38 @@ class Layered(Affine):
         super().__init__(inputs, symbols, *outputs)
         below = nn.Linear(inputs * symbols, hidden)
         self.linear = nn.Sequential(below, nn.ReLU(), nn.Linear(hidden, int(np.prod(outputs))))
+
+
+class Stateless(nn.Module):
+    """One hidden layer with the same weights at every place, and no state.
+
+    It sees all that was read, the place, and the last `back` symbols that it wrote.
+    """
+
+    def __init__(
+        self, read: int, symbols: int, places: int, outputs: int, hidden: int, back: int = 0
+    ) -> None:
+        super().__init__()
+        self.read, self.symbols = read, symbols
+        self.seen = nn.Linear(read * symbols, hidden)
+        self.place = nn.Parameter(torch.randn(places, hidden) * 0.1)
+        self.written = nn.ModuleList(nn.Embedding(outputs, hidden) for _ in range(back))
+        self.linear = nn.Linear(hidden, outputs)
+        for table in self.written.parameters():
+            nn.init.normal_(table, 0, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training it reads the right symbols back; else those that it wrote."""
+        hot = F.one_hot(x[:, : self.read], self.symbols).float()
+        seen, answers = self.seen(hot.flatten(1)), []
+        past = [x[:, self.read] if self.written else x[:, 0], torch.zeros_like(x[:, 0])]
+        for number, place in enumerate(self.place):
+            fed = [embed(symbol) for embed, symbol in zip(self.written, past, strict=False)]
+            answers.append(self.linear(torch.relu(torch.stack([seen + place, *fed]).sum(0))))
+            taught = self.training and len(self.written) > 0
+            right = x[:, self.read + number + 1] if taught else answers[-1].argmax(-1)
+            past = [right, past[0]]
+        return torch.stack(answers, 1)
 
 
 def orthogonal(features: int, size: int) -> RNN:
@@ -186,18 +218,10 @@ def spelling(model: str) -> Task:
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
 
 
-class WideSpeller(Speller):
-    """The same with 220 units, as many weights as the wide MLP."""
-
-    def __init__(self, symbols: int) -> None:
-        super().__init__(symbols)
-        self.words = Readout(orthogonal(70, 220), 220, symbols, every_step=True)
-
-
-def spelling_widely(model: str) -> Task:
-    """1→N by a wide RNN."""
-    _, *rest = spelling(model)
-    return WideSpeller(len(_numbers()[0])), *rest
+def spelling_without_state(model: str) -> Task:
+    """1→N with the same weights at every place, as many as the RNN's."""
+    _, *rest = spelling("RNN")
+    return Stateless(7, 10, SAID, len(_numbers()[0]), 91), *rest
 
 
 # --- N→N --------------------------------------------------------------------------------------
@@ -308,8 +332,8 @@ def translating(model: str) -> Task:
     return nets[model], data[0], likelihood, [exactly(*part) for part in data[1:]]
 
 
-def translating_widely(model: str) -> Task:
-    """N→M by wide RNNs, with as many weights as the wide MLP."""
-    _, *rest = translating(model)
+def translating_without_state(model: str) -> Task:
+    """N→M with the same weights at every place, as many as the RNN's; phones are read back."""
+    _, *rest = translating("RNN")
     letters, phones, _ = _spoken()
-    return Translator(letters, phones, 228), *rest
+    return Stateless(READ, letters, WRITTEN - 1, phones, 98, back=2), *rest
