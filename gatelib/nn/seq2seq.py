@@ -163,9 +163,11 @@ class Decoder(nn.Module):
             given sentence in one call (Luong et al. 2015). "before" asks with the last state and
             feeds the context to the layer too, step by step (Bahdanau et al. 2014).
         padding: the token that fills short sentences; it is embedded as 0.
+        combine: a module from [context, y], (B, T, K + H), to (B, T, H), in the place of a
+            Linear of its own: a `ContextGate`, for instance.
 
     Raises:
-        TypeError: `layer` is no recurrent layer.
+        TypeError: `layer` is no recurrent layer, or `combine` no module.
         ValueError: sizes don't fit, or `attend` is unknown.
 
     Source: arXiv:1508.04025, equations 5 and 6; arXiv:1409.0473, appendix A.2.2.
@@ -179,6 +181,7 @@ class Decoder(nn.Module):
         attention: nn.Module | None = None,
         attend: Attend = "after",
         padding: int = 0,
+        combine: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_sizes(vocabulary_size=vocabulary_size, embedding_size=embedding_size)
@@ -197,7 +200,9 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding)
         self.layer: Any = layer
         self.attention, self.attend = attention, attend
-        self.combine = nn.Linear(memory_size + size, size)
+        if combine is not None and not isinstance(combine, nn.Module):
+            raise TypeError(f"combine: expected a module, got {type(combine).__name__}")
+        self.combine = nn.Linear(memory_size + size, size) if combine is None else combine
         self.readout = nn.Linear(size, vocabulary_size)
 
     def forward(
@@ -219,17 +224,38 @@ class Decoder(nn.Module):
         node = traced(self, previous, state, memory, lengths)
         if node is not None:
             return node  # type: ignore[return-value]
+        y, context, weights, state = self.look(previous, state, memory, lengths)
+        return self.say(y, context), weights, state
+
+    def look(
+        self, previous: Tensor, state: State, memory: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+        """The first half of `forward`: take T steps and read, but say nothing yet.
+
+        Args:
+            previous, state, memory, lengths: as for `forward`.
+
+        Returns:
+            y: (B, T, H), the layer's outputs.
+            context: (B, T, K), what was read, or None without attention.
+            attention: (B, T, S), or None without attention.
+            state: the layer's state after the last step.
+        """
         _check_tokens("previous", previous, self.embedding.num_embeddings)
         embedded = self.embedding(previous)
-        context = weights = None
         if self.attend == "before":
-            y, context, weights, state = self._stepwise(embedded, state, memory, lengths)
-        else:
-            y, state = self.layer(embedded, state)
-            if self.attention is not None:
-                context, weights = self.attention(y, memory, lengths)
+            return self._stepwise(embedded, state, memory, lengths)
+        y, state = self.layer(embedded, state)
+        context = weights = None
+        if self.attention is not None:
+            context, weights = self.attention(y, memory, lengths)
+        return y, context, weights, state
+
+    def say(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """The second half of `forward`: logits (B, T, vocabulary) of what `look` gave."""
         combined = y if context is None else torch.cat([context, y], -1)
-        return self.readout(torch.tanh(self.combine(combined))), weights, state
+        logits: Tensor = self.readout(torch.tanh(self.combine(combined)))
+        return logits
 
     def _stepwise(
         self, embedded: Tensor, state: State, memory: Tensor, lengths: Tensor | None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gatelib.nn import Decoder, DotAttention, Encoder, FixedContext, Gate, Seq2Seq
+from gatelib.nn import ContextGate, Decoder, DotAttention, Encoder, FixedContext, Gate, Seq2Seq
 from tests.families.sentences import DESIGNS, END, LAYERS, START, model_of, sentences
 
 CASES = [*((layer, "dot") for layer in LAYERS), *(("GRU", design) for design in DESIGNS)]
@@ -287,3 +287,44 @@ def test_a_model_names_bad_input(call, error, says):
     model, (source, lengths) = model_of(), sentences()
     with pytest.raises(error, match=says):
         call(model, source, lengths)
+
+
+class Combined(nn.Module):
+    """A context gate where the decoder puts its context and its output side by side."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.gate = ContextGate(6, 6, 6, kind)
+
+    def forward(self, both):
+        context, output = both.split(6, -1)
+        return self.gate.mix(output, context)
+
+
+def test_a_decoder_takes_another_module_to_combine_what_it_read_and_what_it_has():
+    gated = Decoder(
+        9, 4, nn.GRU(4, 6, batch_first=True), DotAttention(6, 6), combine=Combined("none")
+    )
+    plain = Decoder(9, 4, nn.GRU(4, 6, batch_first=True), DotAttention(6, 6))
+    gate = gated.combine.gate
+    with torch.no_grad():
+        plain.combine.weight.copy_(torch.cat([gate.source_proj.weight, gate.target_proj.weight], 1))
+        plain.combine.bias.copy_(gate.source_proj.bias + gate.target_proj.bias)
+    same = {k: v for k, v in gated.state_dict().items() if not k.startswith("combine")}
+    plain.load_state_dict(same, strict=False)
+    given = torch.tensor([[2, 4, 5]]), torch.zeros(1, 1, 6), torch.randn(1, 3, 6)
+    torch.testing.assert_close(gated(*given)[0], plain(*given)[0])
+    with pytest.raises(TypeError, match="combine: expected a module, got str"):
+        Decoder(9, 4, nn.GRU(4, 6, batch_first=True), DotAttention(6, 6), combine="both")
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_to_look_and_then_to_say_is_the_whole_step(design):
+    model, (source, lengths) = model_of(design=design), sentences()
+    memory, state = model.encoder(source, lengths)
+    previous = torch.tensor([[2, 4, 5]] * 4)
+    logits, weights, after = model.decoder(previous, state, memory, lengths)
+    y, context, seen, left = model.decoder.look(previous, state, memory, lengths)
+    assert torch.equal(model.decoder.say(y, context), logits)
+    assert (weights is None and seen is None) or torch.equal(weights, seen)
+    assert torch.equal(after, left) and y.shape == (4, 3, 6)
