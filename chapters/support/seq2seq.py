@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gatelib.data import Dataset, Vocabulary
 from gatelib.lab import train
-from gatelib.nn import Seq2Seq
+from gatelib.nn import GRU, Decoder, DotAttention, Encoder, PointerGenerator, Seq2Seq, copy_mixture
 
 Read = Callable[[str], Sequence[str]]
 Pair = tuple[Any, Any]
@@ -161,3 +161,253 @@ def by_rules(text: str, counts: dict[str, Any]) -> str:
         votes = sum((np.log(c / c.sum()) for c in known), np.zeros(12))
         rest = [rest[0], f"{int(np.argmax(votes)) + 1:02}"]
     return "-".join([year, *(rest if numbers[0] == year else rest[::-1])])
+
+
+# ---- letters to phones: the net that speaks, and tables of letters ------------------------------
+
+
+class Speaker(Seq2Seq):
+    """A Seq2Seq whose training may replace tokens that the teacher would feed.
+
+    feed: "teacher", "own" (what the net itself would say there) or "random"; share: how many.
+    """
+
+    feed, share = "teacher", 0.25
+
+    def forward(self, source: Tensor, lengths: Tensor | None, target: Tensor) -> Tensor:
+        """As Seq2Seq; outside training the teacher feeds all."""
+        memory, state = self.encoder(source, lengths)
+        first = target.new_full((len(target), 1), self.start)
+        fed = torch.cat([first, target[:, :-1]], 1)
+        if self.training and self.feed != "teacher":
+            fed = self._replaced(fed, state, memory, lengths)
+        logits: Tensor = self.decoder(fed, state, memory, lengths)[0]
+        return logits
+
+    def _replaced(self, fed: Tensor, state: Any, memory: Tensor, lengths: Any) -> Tensor:
+        if self.feed == "own":
+            with torch.no_grad():
+                logits = self.decoder(fed, state, memory, lengths)[0]
+            other = torch.cat([fed[:, :1], logits[:, :-1, 3:].argmax(-1) + 3], 1)
+        else:
+            other = torch.randint_like(fed, 4, self.decoder.embedding.num_embeddings)
+        chosen = (torch.rand(fed.shape) < self.share) & (fed > 3)
+        return torch.where(chosen, other, fed)
+
+
+@torch.no_grad()
+def run_on(model: Seq2Seq, pairs: Pair, first: Tensor) -> list[list[int]]:
+    """What the net says after a first token (N,) that it is given, reading what it says itself."""
+    x, n, y = tensors(pairs)
+    memory, state = model.encoder(x, n)
+    token = torch.full((len(x), 1), model.start)
+    state = model.decoder(token, state, memory, n)[2]
+    token, said = first[:, None], []
+    for _step in range(y.shape[1]):
+        logits, _, state = model.decoder(token, state, memory, n)
+        token = logits[:, -1, 3:].argmax(-1, keepdim=True) + 3
+        said.append(token)
+    return [until_end(row, model.end) for row in torch.cat(said, 1).tolist()]
+
+
+def until_end(row: list[int], end: int) -> list[int]:
+    """The tokens before the end."""
+    return row[: row.index(end)] if end in row else row
+
+
+def distance(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many insertions, deletions and replacements make one of the other."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        last, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+    return row[-1]
+
+
+def error_rate(found: Sequence[Sequence[Any]], true: Sequence[Sequence[Any]]) -> float:
+    """Edits for each true token."""
+    wrong = sum(map(distance, found, true))
+    return wrong / sum(map(len, true))
+
+
+def align(letters: str, phones: Sequence[str], cost: Any) -> tuple[str, ...]:
+    """The cheapest way, from left to right, to give each letter one phone or none ("")."""
+    best: dict[int, tuple[float, tuple[str, ...]]] = {0: (0.0, ())}
+    for letter in letters:
+        after: dict[int, tuple[float, tuple[str, ...]]] = {}
+        for said, (spent, path) in best.items():
+            for more, phone in ((0, ""), (1, phones[said] if said < len(phones) else None)):
+                if phone is not None:
+                    tried = spent + cost[letter].get(phone, 9.0), (*path, phone)
+                    old = after.get(said + more)
+                    after[said + more] = tried if old is None else min(old, tried)
+        best = after
+    return best[len(phones)][1]
+
+
+def aligned(pairs: Sequence[tuple[str, list[str]]], rounds: int = 3) -> list[Any]:
+    """Pairs of letters and phones, letter by letter; each round counts anew and aligns anew."""
+    counts: Any = defaultdict(Counter)
+    for letters, phones in pairs:
+        for place, letter in enumerate(letters):
+            counts[letter][phones[place * len(phones) // len(letters)]] += 1
+            counts[letter][""] += 0.3
+    paths: list[Any] = []
+    for _round in range(rounds):
+        cost = {
+            letter: {p: -np.log(n / seen.total()) for p, n in seen.items()}
+            for letter, seen in counts.items()
+        }
+        paths = [align(*pair, cost) for pair in pairs]
+        counts = defaultdict(Counter)
+        for (letters, _), path in zip(pairs, paths, strict=True):
+            for letter, phone in zip(letters, path, strict=True):
+                counts[letter][phone] += 1
+    return [(letters, path) for (letters, _), path in zip(pairs, paths, strict=True)]
+
+
+def windows(word: str, reach: int) -> list[str]:
+    """Each letter with `reach` neighbours on both sides."""
+    padded = "#" * reach + word + "#" * reach
+    return [padded[i : i + 2 * reach + 1] for i in range(len(word))]
+
+
+def speller(pairs: Iterable[Any], reach: int) -> Callable[[str], list[str]]:
+    """A function that says each letter as it was said between the most neighbours known."""
+    tables: list[Any] = [defaultdict(Counter) for _ in range(reach + 1)]
+    for word, path in pairs:
+        for size, counts in enumerate(tables):
+            for seen, phone in zip(windows(word, size), path, strict=True):
+                counts[seen][phone] += 1
+
+    def say(word: str) -> list[str]:
+        found = [""] * len(word)
+        for size, counts in enumerate(tables):
+            for place, seen in enumerate(windows(word, size)):
+                if seen in counts:
+                    found[place] = counts[seen].most_common(1)[0][0]
+        return [phone for phone in found if phone]
+
+    return say
+
+
+# ---- dates as words: a year is one word, and not every year is known ----------------------------
+
+
+class Words(NamedTuple):
+    """Dates as words: x (N, S), y (N, 4); a year outside the vocabulary is the word `size`."""
+
+    size: int
+    tokens: tuple[str, ...]
+    train: Pair
+    valid: Pair
+    tests: dict[str, Pair]
+
+
+def split_words(text: str) -> list[str]:
+    """Numbers, words and signs."""
+    return re.findall(r"\d+|[^\W\d]+|[^\w\s]", text.lower())
+
+
+def date_words(data: Dataset, groups: dict[str, set[str]], vocabulary: set[str]) -> Words:
+    """Dates of three groups of years, known, rare and new; the new ones are for the test alone."""
+    years = set().union(*groups.values())
+
+    def some(part: Any, *names: str) -> Pair:
+        chosen = np.isin([y[:4] for y in part.y], sorted(set().union(*(groups[n] for n in names))))
+        return part.x[chosen], part.y[chosen]
+
+    x, y = some(data.train, "known", "rare")
+    told = [*map(split_words, x[:-500]), *(answer.split("-") for answer in y[:-500])]
+    kept = [[w for w in text if w not in years or w in vocabulary] for text in told]
+    known = Vocabulary.fit(kept)
+    every = Vocabulary([*known.tokens[4:], *sorted(years - set(known.tokens))])
+
+    def ids(pair: Pair) -> Pair:
+        source = every.encode(map(split_words, pair[0]))[0]
+        answer = every.encode([a.split("-") for a in pair[1]], ends=True)[0][:, 1:]
+        return np.minimum(source, len(known)), np.minimum(answer, len(known))
+
+    tests = {name: ids(some(data.test, name)) for name in groups}
+    parts = ids((x[:-500], y[:-500])), ids((x[-500:], y[-500:]))
+    return Words(len(known), (*known.tokens, "?"), *parts, tests)
+
+
+class Copier(nn.Module):
+    """Reads words, writes or copies words; the word `size` is one that only the source has.
+
+    switch: "seen" (p from context, state and input), "constant" (p learned), a number (the
+    preactivation of p, held), or "write" (no copying: `size` is the vocabulary's unknown word).
+    """
+
+    def __init__(self, size: int, switch: str | float, hidden: int = 32) -> None:
+        super().__init__()
+        self.size, self.how = size, switch
+        reads, writes = (GRU(16, hidden, batch_first=True) for _ in range(2))
+        self.encoder = Encoder(size + 1, 16, reads)
+        attention = DotAttention(hidden, hidden, "scaled")
+        self.decoder = Decoder(size + 1, 16, writes, attention)
+        if switch == "seen":
+            self.point = PointerGenerator(hidden, hidden, 16)
+        if switch == "constant":
+            self.a = nn.Parameter(torch.zeros(()))
+
+    def step(self, fed: Tensor, state: Any, memory: Tensor, source: Tensor, n: Any) -> Any:
+        """Log-probabilities (B, T, size + 1), the switch, the attention, the state."""
+        y, context, weights, state = self.decoder.look(fed, state, memory, n)
+        logits = self.decoder.say(y, context)
+        if self.how == "write":
+            return logits.log_softmax(-1), None, weights, state
+        logits = logits[..., : self.size]
+        if self.how == "seen":
+            told = self.decoder.embedding(fed)
+            answers, p = self.point(logits, weights, source, context, y, told, 1, n)
+            return answers, p, weights, state
+        a = self.a if self.how == "constant" else torch.tensor(float(self.how))
+        a = a.expand(fed.shape)
+        answers = copy_mixture(logits, weights, source, a, 1, n)
+        return answers, torch.sigmoid(a), weights, state
+
+    def forced(self, source: Tensor, lengths: Tensor, target: Tensor) -> Any:
+        """What `step` gives when the teacher feeds."""
+        memory, state = self.encoder(source, lengths)
+        fed = torch.cat([torch.full_like(target[:, :1], 2), target[:, :-1]], 1)
+        return self.step(fed, state, memory, source, lengths)
+
+    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """Log-probabilities (B, T, size + 1)."""
+        answers: Tensor = self.forced(source, lengths, target)[0]
+        return answers
+
+    @torch.no_grad()
+    def greedy(self, source: Tensor, lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The answers (B, steps), and beside them the word that was attended most each time."""
+        memory, state = self.encoder(source, lengths)
+        token, said, seen = torch.full_like(source[:, :1], 2), [], []
+        for _step in range(steps):
+            answers, _, weights, state = self.step(token, state, memory, source, lengths)
+            token = answers[:, -1, 3:].argmax(-1, keepdim=True) + 3
+            said.append(token)
+            seen.append(source.gather(1, weights[:, -1].argmax(-1, keepdim=True)))
+        return torch.cat(said, 1), torch.cat(seen, 1)
+
+
+def word_loss(answers: Tensor, target: Tensor) -> Tensor:
+    """Nats a word; a target that can't be said at all is left out, as padding is."""
+    nats = -answers.gather(-1, target[..., None])[..., 0]
+    told = torch.isfinite(nats) & (target != 0)
+    return nats.masked_fill(~told, 0.0).sum() / told.sum()
+
+
+def exact_words(model: Copier, pairs: Pair, replace: bool = False) -> float:
+    """The share of dates right to the end.
+
+    A net that only writes says "unknown" for a word outside the vocabulary, which is not right;
+    `replace` puts the word there that it attended most.
+    """
+    x, n, y = tensors(pairs)
+    said, seen = model.greedy(x, n, y.shape[1])
+    if model.how == "write":
+        said = torch.where(said == model.size, seen if replace else -1, said)
+    return (said == y).all(1).double().mean().item()
