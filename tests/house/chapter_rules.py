@@ -27,6 +27,7 @@ NEW_FORM: tuple[str, ...] = (
     "05_rnn",
     "06_lstm",
     "07_gru",
+    "09_seq2seq",
     "10_glu",
     "11_gmlp",
     "12_vision",
