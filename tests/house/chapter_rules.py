@@ -27,6 +27,7 @@ NEW_FORM: tuple[str, ...] = (
     "05_rnn",
     "06_lstm",
     "07_gru",
+    "08_stacks",
     "09_seq2seq",
     "10_glu",
     "11_gmlp",
