@@ -4,7 +4,8 @@ Imports Sphinx, docutils, and `numbering` and `glossary` beside it. Must not imp
 
 Sphinx's own index knows whole pages. This one has an entry for each section, each object of the
 API, each claim and each glossary entry, so that a hit leads to the place and shows its sentence.
-Code, its outputs and displayed equations stay out; their captions are in.
+Code, its outputs and displayed equations stay out; their captions are in. Objects of the API are in
+with their beginning only: their whole text is a third of the book's.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SIGNS = dict(zip(
     "· ⊙ × ≤ ≥ ≠ ≈ → ∏ ∑ ∂ √ ∞ ± ∈ … …".split(), strict=True,
 ))  # fmt: skip
 LONGEST_FORMULA = 28
+BEGINNING = 500  # characters of an object of the API: found by its name and by how it begins
 
 
 @dataclass
@@ -172,8 +174,10 @@ def row(app: Sphinx, page: str, entry: dict[str, Any], known: dict[Any, Any]) ->
     first = not entry["where"]
     address = app.builder.get_target_uri(page) + ("" if first else "#" + entry["anchor"])
     also = [group for anchor in entry["anchors"] for group in known.get((page, anchor), [])]
-    place = " › ".join(entry["where"])
-    return [address, entry["title"], place, entry["text"], also, entry["kind"]]
+    place, text = " › ".join(entry["where"]), entry["text"]
+    if entry["kind"] == "api" and len(text) > BEGINNING:
+        text = text[:BEGINNING].rpartition(" ")[0]
+    return [address, entry["title"], place, text, also, entry["kind"]]
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
