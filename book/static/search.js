@@ -44,7 +44,7 @@
     if (named(row, phrase)) return row.kind === "chapter" ? 1000 : 12;
     if (title === phrase) return 6;
     const near = title.includes(phrase) ? 3 : plain(row.text).includes(phrase) ? 1.8 : 1;
-    return row.where ? near : 0.7 * near; // a section leads nearer than the page that it is in
+    return row.where ? near : 0.5 * near; // a section leads nearer than the page that it is in
   };
   const find = ({ rows, index }, query) => {
     const phrase = plain(query);
