@@ -34,6 +34,9 @@ VERDICTS = {
     "undecided": "undecided",
 }
 FIELDS = {"id", "section", "claim", "chapters", "verdicts"}
+MEANS = {name: name for name in ("proof", "counts", "timing", "sources")} | {
+    "runs": "runs on the page"
+}
 TAG = re.compile(r"decides-([A-E]\d+)")
 MENTION = re.compile(r"([Cc]laim )?([A-Z]\d+)")
 ARTICLE = re.compile(r"^Article ([A-Z])\n: (.+)$", re.M)
@@ -47,11 +50,23 @@ class Claim:
     section: str
     claim: str
     chapters: tuple[str, ...]
-    verdicts: dict[str, dict[str, str]]
+    verdicts: dict[str, dict[str, Any]]
 
     def verdict(self, chapter: str) -> str:
         """Return the chapter's verdict, `undecided` while it has none."""
         return self.verdicts.get(chapter, {}).get("verdict", "undecided")
+
+    def studies(self, chapter: str) -> list[str]:
+        """Return the names of the chapter's studies that decided, without the chapter's name."""
+        return [name for name in self.verdicts[chapter]["by"] if name not in MEANS]
+
+    def decided_by(self, chapter: str) -> str:
+        """Return what decided, in words: `by proof, studies rates and shut`."""
+        means = [MEANS[name] for name in self.verdicts[chapter]["by"] if name in MEANS]
+        *first, last = self.studies(chapter) or [""]
+        if last:
+            means.append(f"studies {', '.join(first)} and {last}" if first else f"study {last}")
+        return "by " + ", ".join(means)
 
     def status(self) -> str:
         """Return the one word that the ledger counts: all chapters' verdict, or `holds-if`."""
@@ -68,8 +83,12 @@ def check(entry: dict[str, Any]) -> Claim:
     for chapter, found in verdicts.items():
         if chapter not in entry["chapters"]:
             raise ExtensionError(f"{where}: {chapter} is not one of its chapters")
-        if set(found) != {"verdict", "because"}:
-            raise ExtensionError(f"{where}, {chapter}: expected the fields verdict and because")
+        if set(found) != {"verdict", "by", "because"}:
+            raise ExtensionError(f"{where}, {chapter}: expected the fields verdict, by and because")
+        if not isinstance(found["by"], list) or not found["by"]:
+            raise ExtensionError(
+                f"{where}, {chapter}: expected a list under by, of what decided it"
+            )
         if found["verdict"] not in set(VERDICTS) - {"undecided"}:
             raise ExtensionError(f"{where}, {chapter}: unknown verdict {found['verdict']!r}")
     return Claim(**{**entry, "chapters": tuple(entry["chapters"]), "verdicts": verdicts})
@@ -174,6 +193,7 @@ class Card(Base):
         foot += nodes.Text(f"Article {claim.id[0]}, § {claim.section} · ")
         if verdict != "undecided":
             foot += [
+                nodes.Text(f"{claim.decided_by(chapter)} · "),
                 self.link(f"{chapter}:decides-{claim.id}", "the deciding cell"),
                 nodes.Text(" · "),
             ]
@@ -215,6 +235,7 @@ class Ledger(Base):
             if chapter in claim.verdicts:
                 text = f"{self.called(chapter)}: the deciding cell"
                 foot += self.link(f"{chapter}:decides-{claim.id}", text)
+                foot += nodes.Text(f", {claim.decided_by(chapter)}")
             else:
                 state = "not yet decided" if self.exists(chapter) else "not yet written"
                 foot += nodes.Text(f"{self.called(chapter)}: {state}")

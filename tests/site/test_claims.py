@@ -21,7 +21,7 @@ pytestmark = pytest.mark.site
 LEDGER = """claims:
 - {id: A1, section: "2", chapters: [01_gate, 12_vision], verdicts: {}, claim: "A gate is $a<b$."}
 - {id: B2, section: "3", chapters: [01_gate], claim: "It *learns*.",
-   verdicts: {01_gate: {verdict: "holds", because: "Yes."}}}
+   verdicts: {01_gate: {verdict: "holds", by: [proof, rates, shut], because: "Yes."}}}
 """
 SOURCES = "# Sources\n\nArticle A\n: A survey of *gates*.\n\nArticle B\n: An essay.\n"
 ROWS = "```{claims-ledger} A\n```\n\n```{claims-ledger} B\n```\n"
@@ -103,6 +103,10 @@ def test_what_is_not_there_stops_the_build(tmp_path: Path, role: str) -> None:
 
 def test_the_ledger_calls_a_chapter_by_number_and_title(tmp_path: Path) -> None:
     page = built(tmp_path, "Nothing.")["claims"]
-    assert page.find(id="claim-b2").get_text().endswith("chapter 1, A gate: the deciding cell\n")
+    assert (
+        page.find(id="claim-b2")
+        .get_text()
+        .endswith("chapter 1, A gate: the deciding cell, by proof, studies rates and shut\n")
+    )
     foot = page.find(id="claim-a1").get_text()
     assert "chapter 1, A gate: not yet decided · chapter 12: not yet written" in foot

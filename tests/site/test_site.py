@@ -5,6 +5,7 @@ Imports the site's own extension, Sphinx, tests.site.built. Must not import gate
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -198,12 +199,19 @@ def test_the_ledger_links_to_the_cells(html: Path) -> None:
     ("change", "message"),
     [
         (
-            {"verdicts": {"06_lstm": {"verdict": "maybe", "because": "x"}}},
+            {"verdicts": {"06_lstm": {"verdict": "maybe", "by": ["proof"], "because": "x"}}},
             "unknown verdict 'maybe'",
         ),
-        ({"verdicts": {"06_lstm": {"verdict": "holds"}}}, "verdict and because"),
         (
-            {"verdicts": {"01_gate": {"verdict": "holds", "because": "x"}}},
+            {"verdicts": {"06_lstm": {"verdict": "holds", "because": "x"}}},
+            "verdict, by and because",
+        ),
+        (
+            {"verdicts": {"06_lstm": {"verdict": "holds", "by": [], "because": "x"}}},
+            "a list under by",
+        ),
+        (
+            {"verdicts": {"01_gate": {"verdict": "holds", "by": ["proof"], "because": "x"}}},
             "not one of its chapters",
         ),
         ({"colour": "red"}, "expected the fields"),
@@ -220,6 +228,26 @@ def test_two_chapters_that_differ_make_a_claim_hold_only_if() -> None:
     assert claims.Claim("A9", "", "", ("a", "b"), verdicts).status() == "holds-if"
     assert claims.Claim("A9", "", "", ("a", "b"), {"a": verdicts["a"]}).status() == "false"
     assert claims.Claim("A9", "", "", ("a", "b"), {}).status() == "undecided"
+
+
+def test_each_study_that_decided_a_claim_is_stored() -> None:
+    named = {
+        f"{chapter}-{study}"
+        for claim in ledger().values()
+        for chapter in claim.verdicts
+        for study in claim.studies(chapter)
+    }
+    stored = {path.stem for path in (ROOT / "chapters" / "studies").glob("*.jsonl")}
+    assert len(named) > 30
+    assert named <= stored
+
+
+def test_a_verdict_with_an_interval_names_the_study_that_it_is_from() -> None:
+    interval = re.compile(r"\([−+]?[\d.]+ to [−+]?[\d.]+\)")
+    for claim in ledger().values():
+        for chapter, found in claim.verdicts.items():
+            if interval.search(found["because"]):
+                assert claim.studies(chapter), f"{claim.id}, {chapter}"
 
 
 # ---- pages made from stored data ------------------------------------------------------------
