@@ -238,6 +238,16 @@ def imports_and_drawing_are_folded(chapter: Chapter) -> Iterator[str]:
 
 
 @rule
+def proofs_fold_as_boxes(chapter: Chapter) -> Iterator[str]:
+    """A proof has no title to fold under: the script ends there, and later folds stay open."""
+    lines = chapter.prose.splitlines()
+    for number, line in enumerate(lines):
+        options = itertools.takewhile(OPTION.match, lines[number + 1 :])
+        if "{prf:proof}" in line and any("dropdown" in option.split() for option in options):
+            yield f"{line.strip()} can't be a dropdown: write {{admonition}} Proof"
+
+
+@rule
 def cells_are_exact(chapter: Chapter) -> Iterator[str]:
     kinds = [kind(cell) for cell in code_cells(chapter.notebook)]
     if kinds.count("exact") < EXACT * len(kinds):

@@ -272,6 +272,10 @@ PAGE_SPOILS: list[tuple[str, Callable[[NotebookNode], object]]] = [
         "in_short_is_linked",
         change("- Open", "".join("- A [x](#sec-a)\n" for _ in range(4)) + "- B"),
     ),
+    (
+        "proofs_fold_as_boxes",
+        say_openly("```{prf:proof}\n:class: dropdown\nAs $0 < g < 1$.\n```"),
+    ),
     ("code_lines_fit", lambda nb: code(0)(nb).update(source="x = " + "1" * 85)),
     ("prose_is_short", say_openly("word " * WORDS)),
     ("imports_and_drawing_are_folded", lambda nb: code(0)(nb).metadata.pop("tags")),
@@ -294,6 +298,7 @@ KEEPS = [
     "As {claim}`B7` says, and claim B7 again; on an H100, as {article}`B` and article B say.",
     "```{note}\n:class: dropdown\nA pilot on 21 November 2026: claim A100.\n```",
     "Gates may be two; 21 gates do.",
+    "```{prf:proof}\nIt stands open.\n```\n```{admonition} Proof\n:class: dropdown\nShut.\n```",
 ]
 
 
