@@ -242,6 +242,30 @@ def test_each_study_that_decided_a_claim_is_stored() -> None:
     assert named <= stored
 
 
+def named(words: str) -> list[str]:
+    """The studies that a verdict names: `(study word)`, `(studies noise and wide)`."""
+    found = re.findall(r"\bstud(?:y|ies) ([\w-]+(?:(?:, | and )[\w-]+)*)(?=[).;])", words)
+    assert len(found) == len(re.findall(r"\bstud(?:y|ies)\b", words)), words
+    return [name for names in found for name in re.split(", | and ", names)]
+
+
+def test_a_study_that_a_verdict_names_in_its_words_decided_it() -> None:
+    seen = 0
+    for claim in ledger().values():
+        for chapter, found in claim.verdicts.items():
+            names = named(found["because"])
+            assert set(names) <= set(claim.studies(chapter)), f"{claim.id}, {chapter}"
+            seen += len(names)
+    assert seen > 5
+
+
+def test_the_studies_in_the_words_of_a_verdict_are_found() -> None:
+    said = "It holds (study word). So (studies noise, wide and far); +0.1 (−1 to 2)."
+    assert named(said) == ["word", "noise", "wide", "far"]
+    with pytest.raises(AssertionError):
+        named("A study of gates shows it.")
+
+
 def test_a_verdict_with_an_interval_names_the_study_that_it_is_from() -> None:
     interval = re.compile(r"\([−+]?[\d.]+ to [−+]?[\d.]+\)")
     for claim in ledger().values():
