@@ -19,22 +19,6 @@ from tools.notebooks import code_cells, kind, tags
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
-NEW_FORM: tuple[str, ...] = (
-    "01_gate",
-    "02_training",
-    "03_depth",
-    "04_highway",
-    "05_rnn",
-    "06_lstm",
-    "07_gru",
-    "08_stacks",
-    "09_seq2seq",
-    "10_glu",
-    "11_gmlp",
-    "12_vision",
-    "13_attention",
-    "14_moe",
-)  # chapters that page_rules.py holds to as well
 PARTS = (
     "Derive",
     "Reference",

@@ -1,10 +1,9 @@
-"""What a chapter in the new form must be besides: a head, short lines, few words, quoted claims.
+"""What a chapter must be as a page: a head, short lines, few words, quoted claims, whole folds.
 
 Imports PyYAML, tests.house.chapter_rules, tools.notebooks.
 Must not import gatelib: a chapter is judged as it is stored.
 
-A chapter is held to these once `chapter_rules.NEW_FORM` lists it. How many screens it fills is
-measured in a browser, by `tests/site/test_pages.py`.
+How many screens a chapter fills is measured in a browser, by `tests/site/test_pages.py`.
 """
 
 from __future__ import annotations

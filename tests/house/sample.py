@@ -68,7 +68,7 @@ After this chapter you can do it."""
 
 
 def good_page() -> NotebookNode:
-    """The same notebook in the new form."""
+    """The same notebook with a page's head."""
     notebook = good_notebook()
     title, rest = notebook.cells[0], notebook.cells[1:]
     title.source = "# Title\n\nWhat does\nit do? It gates."

@@ -14,7 +14,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from tests.house.chapter_rules import CHAPTERS, NEW_FORM, ROOT, RULES, without_fenced_code
+from tests.house.chapter_rules import CHAPTERS, ROOT, RULES, without_fenced_code
 from tests.house.page_rules import PAGE_RULES, WORDS, Chapter, owners, without_folds
 from tests.house.sample import LABELS, code, good_notebook, good_page, picture
 from tools import notebooks
@@ -39,11 +39,11 @@ def test_chapter_keeps_the_rule(path, name):
 
 
 @pytest.mark.parametrize("name", PAGE_RULES)
-def test_chapters_in_the_new_form_keep_the_rule(name):
+def test_chapters_keep_the_rule_of_pages(name):
     complaints = []
-    for stem in NEW_FORM:
-        notebook = nbformat.read(ROOT / "chapters" / f"{stem}.ipynb", as_version=4)
-        complaints += PAGE_RULES[name](Chapter(stem, notebook, owners()))
+    for path in CHAPTERS:
+        notebook = nbformat.read(path, as_version=4)
+        complaints += PAGE_RULES[name](Chapter(path.stem, notebook, owners()))
     assert not complaints, "\n".join(complaints)
 
 
@@ -201,7 +201,7 @@ def test_every_rule_is_tried_against_a_fault():
     assert {name for name, _ in SPOILS} == set(RULES)
 
 
-# --- the rules of the new form against bad pages ----------------------------------------------
+# --- the rules of pages against bad pages -----------------------------------------------------
 
 OWNERS = {"A8": ["06_lstm"], "A9": ["14_moe"], "B7": ["05_rnn"]}
 FOLDS = """open
@@ -303,13 +303,13 @@ KEEPS = [
 
 
 def page_complaints(notebook: NotebookNode) -> dict[str, list[str]]:
-    """What each rule of the new form says of a page of chapter 6, which owns one claim."""
+    """What each rule of pages says of a page of chapter 6, which owns one claim."""
     chapter = Chapter("06_lstm", notebook, OWNERS)
     return {name: list(check(chapter)) for name, check in PAGE_RULES.items()}
 
 
 @pytest.mark.parametrize("text", ["", *KEEPS])
-def test_a_good_page_keeps_every_rule_of_both_forms(text):
+def test_a_good_page_keeps_every_rule(text):
     notebook = good_page()
     if text:
         say_openly(text)(notebook)
@@ -319,13 +319,13 @@ def test_a_good_page_keeps_every_rule_of_both_forms(text):
 
 
 @pytest.mark.parametrize(("name", "spoil"), PAGE_SPOILS, ids=[name for name, _ in PAGE_SPOILS])
-def test_rule_of_the_new_form_finds_the_fault(name, spoil):
+def test_rule_of_pages_finds_the_fault(name, spoil):
     notebook = good_page()
     spoil(notebook)
     assert page_complaints(notebook)[name]
 
 
-def test_every_rule_of_the_new_form_is_tried_against_a_fault():
+def test_every_rule_of_pages_is_tried_against_a_fault():
     assert {name for name, _ in PAGE_SPOILS} == set(PAGE_RULES)
 
 

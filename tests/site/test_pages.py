@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.house.chapter_rules import CHAPTERS, NEW_FORM
+from tests.house.chapter_rules import CHAPTERS
 from tests.house.page_rules import COLUMNS
 
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
@@ -67,19 +67,19 @@ def chapters(browser: Any, host: str) -> dict[str, dict[str, Any]]:
     return {p.stem: measured(tab, f"{host}chapters/{p.stem}.html") for p in CHAPTERS}
 
 
-def test_a_chapter_in_the_new_form_is_at_most_25_screens_long(
+def test_a_chapter_is_at_most_25_screens_long(
     chapters: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     screens = {stem: round(found["height"] / SCREEN, 1) for stem, found in chapters.items()}
     with capsys.disabled():
         print(f"\nscreens of {SCREEN} px at 1400 px, folds shut: {screens}")
-    assert {stem: screens[stem] for stem in NEW_FORM if screens[stem] > SCREENS} == {}
+    assert {stem: found for stem, found in screens.items() if found > SCREENS} == {}
 
 
-def test_the_picture_of_a_chapter_in_the_new_form_is_on_its_first_screen(
+def test_the_picture_of_a_chapter_is_on_its_first_screen(
     chapters: dict[str, dict[str, Any]],
 ) -> None:
-    below = {stem: chapters[stem]["picture"] for stem in NEW_FORM}
+    below = {stem: found["picture"] for stem, found in chapters.items()}
     assert {stem: bottom for stem, bottom in below.items() if bottom > SCREEN} == {}
 
 
