@@ -43,14 +43,24 @@
     const title = plain(row.title);
     if (named(row, phrase)) return row.kind === "chapter" ? 1000 : 12;
     if (title === phrase) return 6;
-    const near = title.includes(phrase) ? 3 : plain(row.text).includes(phrase) ? 1.8 : 1;
-    return row.where ? near : 0.5 * near; // a section leads nearer than the page that it is in
+    return title.includes(phrase) ? 3 : plain(row.text).includes(phrase) ? 1.8 : 1;
+  };
+  // A section leads nearer than the page that it is in, unless the page bears what was asked for.
+  const nearer = (hits, phrase) => {
+    for (const page of hits.filter(({ row }) => !row.where && !plain(row.title).includes(phrase))) {
+      const own = hits.find(({ row }) => row.where && row.address.startsWith(`${page.row.address}#`));
+      if (own && own.score < page.score) [own.score, page.score] = [page.score, own.score];
+    }
+    return hits;
   };
   const find = ({ rows, index }, query) => {
     const phrase = plain(query);
-    const ranked = (how) => index.search(query, { combineWith: how })
-      .map((hit) => ({ row: rows[hit.id], score: hit.score * KIND[rows[hit.id].kind] * closeness(rows[hit.id], phrase) }))
-      .sort((one, other) => other.score - one.score).map((hit) => hit.row);
+    const scored = ({ id, score }) => ({ row: rows[id], score: score * KIND[rows[id].kind] * closeness(rows[id], phrase) });
+    const sorted = (hits) => hits.sort((one, other) => other.score - one.score);
+    const ranked = (how) => {
+      const hits = sorted(index.search(query, { combineWith: how }).map(scored));
+      return sorted(nearer(hits, phrase)).map((hit) => hit.row);
+    };
     const all = ranked("AND");
     if (all.length >= 3) return all;
     return [...all, ...ranked("OR").filter((row) => !all.includes(row))];

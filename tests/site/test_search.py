@@ -72,6 +72,14 @@ def test_the_text_of_a_hit_is_prose(html: Path) -> None:
         assert "import numpy as np" not in text, address
 
 
+def test_an_object_of_the_api_is_in_with_its_name_and_its_beginning(html: Path) -> None:
+    objects = {title: text for _, title, _, text, _, kind in rows(html) if kind == "api"}
+    assert len(objects) > 1000
+    assert "word" in objects["gatelib.lab.scores.word_f1"]
+    assert all(len(text) <= sections.BEGINNING for text in objects.values())
+    assert sum(len(text) > 0.9 * sections.BEGINNING for text in objects.values()) > 50
+
+
 @pytest.mark.parametrize(
     ("tex", "plain"),
     [
@@ -124,6 +132,25 @@ def test_words_that_stand_apart_lead_to_the_section_whose_title_has_one(
     page, part = landed(tab)
     assert (page, "reset" in part) == ("07_gru", True)
     assert "reset" in " ".join(tab.locator("mark").all_inner_texts()).lower()
+
+
+@pytest.mark.parametrize(
+    ("query", "address"),
+    [
+        ("gate vision", "chapters/12_vision.html#"),
+        ("mixture experts", "chapters/14_moe.html#"),
+        ("recurrent network clipping", "chapters/05_rnn.html#clipping"),
+        ("field guide", "book/guide.html"),
+        ("sequence to sequence", "chapters/09_seq2seq.html"),
+    ],
+)
+def test_a_page_leads_where_its_title_was_asked_for_and_a_section_of_it_elsewhere(
+    tab: Any, host: str, query: str, address: str
+) -> None:
+    href = search(tab, host + "book/index.html", query).first.get_attribute("href")
+    parts = urlsplit(href)
+    found = f"{parts.path[1:]}#{parts.fragment}" if parts.fragment else parts.path[1:]
+    assert found.startswith(address) if "#" in address else found == address
 
 
 def test_a_title_ranks_above_a_text_and_a_phrase_above_its_words(tab: Any, host: str) -> None:
