@@ -1,4 +1,4 @@
-"""What a chapter shares with a benchmark is found by both, and goes with the chapter's copies."""
+"""Code beside a chapter is found by it and by benchmarks, and goes with the chapter's copies."""
 
 from __future__ import annotations
 
