@@ -23,6 +23,7 @@ import claims  # noqa: E402
 import counts  # noqa: E402
 import docstrings  # noqa: E402
 import downloads  # noqa: E402
+import explorers  # noqa: E402
 import folds  # noqa: E402
 import glossary  # noqa: E402
 import guide  # noqa: E402
@@ -59,6 +60,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         claims,
         records,
         circuits,
+        explorers,
         docstrings,
         library,
         downloads,

@@ -1,0 +1,29 @@
+// Draws explorers when the book is built: one question a line on stdin, one answer a line on stdout.
+//
+//     node tools/draw.mjs VIEWS.js ...
+//
+// A question is {definition, width}, or {definition, width, settings}, as JSON; the answer
+// {svg, reading}, or {error} with its reason. The files are those that a page loads.
+import fs from "node:fs";
+import readline from "node:readline";
+import vm from "node:vm";
+
+for (const file of process.argv.slice(2)) {
+  vm.runInThisContext(fs.readFileSync(file, "utf8"), { filename: file });
+}
+
+const answer = ({ definition, width, settings = GatesViews.initial(definition) }) => {
+  const { svg, reading } = GatesViews.views[definition.view](definition, settings, width);
+  if (/NaN|undefined/.test(svg)) throw new Error(`the view ${definition.view} draws what is no number`);
+  return { svg, reading };
+};
+
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  let found;
+  try {
+    found = answer(JSON.parse(line));
+  } catch (error) {
+    found = { error: `${error.name}: ${error.message}` };
+  }
+  process.stdout.write(`${JSON.stringify(found)}\n`);
+}
