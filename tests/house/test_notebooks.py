@@ -296,6 +296,7 @@ KEEPS = [
     "The gradient is multiplied by $f_t$, and the slopes of the steps, by the chain rule, too.",
     "The slope by which a preactivation moves the cell; the gradient by length of path.",
     "As {claim}`B7` says, and claim B7 again; on an H100, as {article}`B` and article B say.",
+    "```{explorer}\n:view: paths\n:name: fig-b\n\n" + "word " * WORDS + "\n```",
     "```{note}\n:class: dropdown\nA pilot on 21 November 2026: claim A100.\n```",
     "Gates may be two; 21 gates do.",
     "```{prf:proof}\nIt stands open.\n```\n```{admonition} Proof\n:class: dropdown\nShut.\n```",
