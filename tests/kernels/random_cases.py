@@ -25,7 +25,7 @@ if not launch.interpreted() and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 
 DEVICE = "cpu" if launch.interpreted() else "cuda"
-COUNT = int(os.environ.get("RANDOM_GATES", "500"))
+COUNT = int(os.environ.get("RANDOM_GATES", "200"))
 SEEN = {"gates": 0, "judged": 0, "cells": 0, "gradients": 0}
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 

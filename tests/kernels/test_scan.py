@@ -48,7 +48,7 @@ def test_kernels_agree_with_autograd_under_the_interpreter(name, least):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_random_gates_compute_what_their_authors_wrote():
-    """RANDOM_GATES says how many; ten thousand were run once."""
+    """RANDOM_GATES says how many (2,000 each week); ten thousand were run once."""
     passed, report = run_cases("random_cases.py")
     print(report)
     assert passed == 3
