@@ -2,8 +2,9 @@
 //
 //     node tools/draw.mjs VIEWS.js ...
 //
-// A question is {definition, width}, or {definition, width, settings}, as JSON; the answer
-// {svg, reading}, or {error} with its reason. The files are those that a page loads.
+// A question is {definition, width}, or {definition, width, settings}, as JSON; of a figure of the
+// workshop's page it is {part, sheet, width}. The answer is {svg, reading}, or {error} with its
+// reason. The files are those that a page loads.
 import fs from "node:fs";
 import readline from "node:readline";
 import vm from "node:vm";
@@ -12,7 +13,8 @@ for (const file of process.argv.slice(2)) {
   vm.runInThisContext(fs.readFileSync(file, "utf8"), { filename: file });
 }
 
-const answer = ({ definition, width, settings = GatesViews.initial(definition) }) => {
+const partOf = (part, sheet) => GatesWorkshop[part](sheet, GatesViews.backward);
+const answer = ({ part, sheet, definition = partOf(part, sheet), width, settings = GatesViews.initial(definition) }) => {
   const { svg, reading } = GatesViews.views[definition.view](definition, settings, width);
   if (/NaN|undefined/.test(svg)) throw new Error(`the view ${definition.view} draws what is no number`);
   return { svg, reading };

@@ -46,11 +46,12 @@ def fonts(stem: str, *styles: str) -> dict[str, str]:
 
 
 def katex() -> dict[str, str]:
-    """KaTeX's styles and the fonts that they ask for."""
+    """KaTeX's script, its styles, and the fonts that they ask for."""
     names = [f"KaTeX_{name}.woff2" for name in KATEX_FONTS]
     found = {f"katex/dist/fonts/{name}": f"site/katex/fonts/{name}" for name in names}
-    styles = {"katex/dist/katex.min.css": "site/katex/katex.min.css"}
-    return found | styles | {"katex/LICENSE": "site/katex/LICENSE.txt"}
+    kinds = (".css", ".js")  # the script is for the workshop, whose gates are typed
+    both = {f"katex/dist/katex.min{kind}": f"site/katex/katex.min{kind}" for kind in kinds}
+    return found | both | {"katex/LICENSE": "site/katex/LICENSE.txt"}
 
 
 FILES = {

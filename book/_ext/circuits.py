@@ -1,6 +1,7 @@
 """The `circuit` directive: a gate drawn by the program from its equations.
 
-Imports Sphinx and docutils at once, gatelib when a page asks for a circuit.
+Imports Sphinx, docutils, and `catalogue` and `open_gate` beside it; gatelib when a page asks for a
+circuit.
 Must not import torch.
 
 The drawing goes into the page as SVG, not as a picture, so that it takes the page's colours.
@@ -12,6 +13,8 @@ import importlib
 import importlib.util
 from typing import ClassVar
 
+import catalogue
+import open_gate
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
@@ -29,11 +32,13 @@ class Circuit(SphinxDirective):
         """Return a figure with the drawing and the caption."""
         if importlib.util.find_spec("gatelib.circuit") is None:
             return []
-        drawing = importlib.import_module("gatelib.circuit").draw(self.spec()).svg
+        spec = self.spec()
+        drawing = importlib.import_module("gatelib.circuit").draw(spec).svg
         box = nodes.container(classes=["circuit"])
         picture = nodes.container(classes=["circuit-drawing"])
         picture += nodes.raw("", drawing[drawing.index("<svg") :], format="html")
         box += picture
+        box += open_gate.link(self.env, catalogue.text_of(spec))
         caption = nodes.container(classes=["circuit-caption"])
         self.state.nested_parse(self.content, self.content_offset, caption)
         box += caption

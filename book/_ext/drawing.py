@@ -45,18 +45,28 @@ class Draughtsman:
         Raises:
             DrawingError: the view failed, or drew what is no number.
         """
+        return self.ask(
+            {"definition": definition, "width": width}, f"the view {definition['view']}"
+        )
+
+    def draw_part(self, part: str, sheet: dict[str, Any], width: int) -> dict[str, str]:
+        """The same of a figure of the workshop's page, `knobs` or `overTime`, for a gate."""
+        return self.ask({"part": part, "sheet": sheet, "width": width}, f"the workshop's {part}")
+
+    def ask(self, question: dict[str, Any], who: str) -> dict[str, str]:
+        """One question, one answer."""
         asked, told = self.pipes()
-        asked.write(json.dumps({"definition": definition, "width": width}) + "\n")
+        asked.write(json.dumps(question) + "\n")
         asked.flush()
         answer: dict[str, str] = json.loads(told.readline() or '{"error": "node has stopped"}')
         if "error" in answer:
-            raise DrawingError(f"the view {definition['view']} could not draw: {answer['error']}")
+            raise DrawingError(f"{who} could not draw: {answer['error']}")
         return answer
 
     def pipes(self) -> tuple[IO[str], IO[str]]:
         """Where to ask and where to read; starts node where it doesn't run."""
         if self.process is None:
-            scripts = [str(STATIC / file) for file in files(views())]
+            scripts = [str(STATIC / file) for file in (*files(views()), "workshop/play.js")]
             command = [str(vendor.node()), str(ROOT / "tools" / "draw.mjs"), *scripts]
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(

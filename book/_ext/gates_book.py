@@ -30,11 +30,13 @@ import guide  # noqa: E402
 import library  # noqa: E402
 import mathematics  # noqa: E402
 import numbering  # noqa: E402
+import open_gate  # noqa: E402
 import pictures  # noqa: E402
 import records  # noqa: E402
 import sections  # noqa: E402
 import studies  # noqa: E402
 import vendor  # noqa: E402
+import workshop_page  # noqa: E402
 
 
 def keep_year(app: Sphinx, config: Config) -> None:
@@ -72,6 +74,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
         counts,
         sections,
         studies,
+        open_gate,
+        workshop_page,
     ):
         module.setup(app)
     app.connect("config-inited", keep_year, priority=900)
