@@ -4,6 +4,7 @@ lazy_loader. A new layer is one line here.
 
 from . import balance as balance
 from . import convert as convert
+from . import expert_parallel as expert_parallel
 from . import init as init
 from .attention import AdditiveAttention as AdditiveAttention
 from .attention import DotAttention as DotAttention

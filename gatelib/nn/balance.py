@@ -5,10 +5,13 @@ Must not import gatelib.reference, gatelib.lab or gatelib.data.
 
 Everywhere N tokens, E experts, k choices a token. An index that isn't in [0, E) names no expert: so
 routers mark padding, and a layer the slots that it dropped. `live` is True where a token counts.
+Each loss is a function of sums over tokens: `total` makes of a sum over this machine's tokens one
+over all machines', as `gatelib.nn.exchange.Exchange.total` does; None for one machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +21,7 @@ from gatelib.nn.check import ShapeError, check_choice, check_number, check_sizes
 
 __all__ = [
     "Per",
+    "Total",
     "dead_experts",
     "expert_counts",
     "importance_loss",
@@ -32,6 +36,8 @@ __all__ = [
 
 Per = Literal["batch", "sequence", "global"]
 """Over which tokens shares are counted."""
+Total = Callable[[Tensor], Tensor]
+"""From a sum to the sum of all machines' sums."""
 
 
 def expert_counts(indices: Tensor, experts: int) -> Tensor:
@@ -76,13 +82,16 @@ def router_entropy(scores: Tensor, live: Tensor | None = None) -> Tensor:
     return _mean(torch.special.entr(shares).sum(-1), _live(live, shares))
 
 
-def importance_loss(indices: Tensor, weights: Tensor, experts: int) -> Tensor:
+def importance_loss(
+    indices: Tensor, weights: Tensor, experts: int, total: Total | None = None
+) -> Tensor:
     """The squared coefficient of variation of the sums of weights: CV(importance)^2, 0 at balance.
 
     Args:
         indices: (..., k) int64.
         weights: (..., k), of the chosen.
         experts: E.
+        total: see above.
 
     Source: Shazeer et al. 2017, arXiv:1701.06538, eqs. 6 and 7.
     """
@@ -90,11 +99,16 @@ def importance_loss(indices: Tensor, weights: Tensor, experts: int) -> Tensor:
     named = _named(check_tensor("indices", indices), experts)
     wide = check_tensor("weights", weights)
     gates = wide.new_zeros(*named.shape[:-1], experts + 1).scatter_add(-1, named, wide)
-    return _variation(gates[..., :experts].reshape(-1, experts).sum(0))
+    return _variation(_total(gates[..., :experts].reshape(-1, experts).sum(0), total))
 
 
 def load_loss(
-    clean: Tensor, noisy: Tensor, spread: Tensor, k: int, live: Tensor | None = None
+    clean: Tensor,
+    noisy: Tensor,
+    spread: Tensor,
+    k: int,
+    live: Tensor | None = None,
+    total: Total | None = None,
 ) -> Tensor:
     """CV(load)^2, where load is the expected number of tokens under a new draw of one noise.
 
@@ -106,6 +120,7 @@ def load_loss(
         spread: (..., E) the standard deviation of the noise.
         k: how many are chosen; fewer than E, for with all of them the load has no gradient.
         live: (...) True where a token counts; None for all.
+        total: see above.
 
     Source: Shazeer et al. 2017, arXiv:1701.06538, appendix A, eqs. 8 to 11.
     """
@@ -118,7 +133,7 @@ def load_loss(
     others = torch.where(noisy > next_one, next_one, last)
     load = torch.special.ndtr((clean - others) / spread)
     counted = _live(live, load)
-    return _variation((load * counted.unsqueeze(-1)).reshape(-1, experts).sum(0))
+    return _variation(_total((load * counted.unsqueeze(-1)).reshape(-1, experts).sum(0), total))
 
 
 def switch_loss(
@@ -128,6 +143,7 @@ def switch_loss(
     *,
     per: Per = "batch",
     counts: Tensor | None = None,
+    total: Total | None = None,
 ) -> Tensor:
     """E times the sum over experts of (share of the slots) (mean score): 1 at balance.
 
@@ -145,6 +161,7 @@ def switch_loss(
         per: "batch" takes shares over all tokens. "sequence" takes them in each of B sequences, and
             the mean over the sequences that have a token. "global" takes f from `counts`.
         counts: (E), of all tokens of an optimiser step on all machines; with per="global" alone.
+        total: see above.
 
     Raises:
         ValueError: a shape doesn't fit, or `counts` is there without "global", or not with it.
@@ -159,21 +176,24 @@ def switch_loss(
     shares, counted = _in_rows(scores, indices, live, per)
     experts = scores.size(-1)
     slots = _hot(indices.reshape(*shares.shape[:-1], indices.size(-1)), experts, counted)
-    chosen = slots.sum(1) if counts is None else counts.to(slots).reshape(1, experts)
-    tokens = counted.sum(1)
+    of_all, of_rows = (None, total) if per == "sequence" else (total, None)
+    chosen = (
+        _total(slots.sum(1), of_all) if counts is None else counts.to(slots).reshape(1, experts)
+    )
+    tokens = _total(counted.sum(1), of_all)
     f = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
-    mean = (shares * counted.unsqueeze(-1)).sum(1) / tokens.clamp(min=1).unsqueeze(-1)
-    each = experts * (f * mean).sum(-1)
-    return _mean(each, (tokens > 0).to(each))
+    mass = _total((shares * counted.unsqueeze(-1)).sum(1), of_all)
+    each = experts * (f * (mass / tokens.clamp(min=1).unsqueeze(-1))).sum(-1)
+    return _mean(each, (tokens > 0).to(each), of_rows)
 
 
-def z_loss(logits: Tensor, live: Tensor | None = None) -> Tensor:
+def z_loss(logits: Tensor, live: Tensor | None = None, total: Total | None = None) -> Tensor:
     """The mean over tokens of (log of the sum of exp(logits))^2; logits (..., E).
 
     Source: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
     """
     lse = torch.logsumexp(check_tensor("logits", logits), -1)
-    return _mean(lse.square(), _live(live, lse.unsqueeze(-1)))
+    return _mean(lse.square(), _live(live, lse.unsqueeze(-1)), total)
 
 
 @torch.no_grad()
@@ -281,10 +301,14 @@ def _live(live: Tensor | None, values: Tensor) -> Tensor:
     return live.to(values)
 
 
-def _mean(values: Tensor, counted: Tensor) -> Tensor:
+def _total(value: Tensor, total: Total | None) -> Tensor:
+    return value if total is None else total(value)
+
+
+def _mean(values: Tensor, counted: Tensor, total: Total | None = None) -> Tensor:
     """The mean of what counts; 0 where nothing does."""
     kept = torch.where(counted > 0, values, 0)
-    return kept.sum() / counted.sum().clamp(min=1)
+    return _total(kept.sum(), total) / _total(counted.sum(), total).clamp(min=1)
 
 
 def _variation(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Balancer(nn.Module):
     Buffers, or None: `counts` (E) int64, for "bias" and "global"; `quantile_sum` (E) float64 and
     `quantile_batches` (1) int64 for "quantile". They count from one update to the next, in training
     alone, and not in a backward pass, where a checkpoint computes the same tokens again. `seen` is
-    the last routing, which is no part of a state or of a copy.
+    the last routing, and `told` what all machines said of it, which are no part of a state or copy.
 
     Args:
         experts: E.
@@ -41,6 +41,11 @@ class Balancer(nn.Module):
         centred: whether its mean is taken out.
         z_weight: of the router's z-loss, which is added.
         device: where the buffers live.
+        total: None on one machine. On several, each with tokens of its own, what makes of a sum
+            that of all of them, as `gatelib.nn.balance` says. Then loss and counts are of all
+            tokens, the same on every machine, and are found as a routing is heard: `loss()`,
+            `metrics()` and `update()` may be called on one alone. "quantile" averages what the
+            machines found, each weighing the same.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -58,6 +63,7 @@ class Balancer(nn.Module):
         centred: bool = True,
         z_weight: float = 0.0,
         device: Any = None,
+        total: how.Total | None = None,
     ) -> None:
         super().__init__()
         check_sizes(experts=experts, k=k)
@@ -79,6 +85,8 @@ class Balancer(nn.Module):
         self.quantile_sum: Tensor | None
         self.quantile_batches: Tensor | None
         self.seen: tuple[Routing, tuple[int, ...]] | None = None
+        self.total = total
+        self.told: tuple[Tensor, Tensor] | None = None
 
     @property
     def moves_bias(self) -> bool:
@@ -91,30 +99,49 @@ class Balancer(nn.Module):
             if value is not None:
                 value.zero_()
 
-    def forward(self, routing: Routing, shape: tuple[int, ...], router: nn.Module) -> None:
-        """Hear a routing of tokens (...) = `shape`, and who made it."""
+    def forward(
+        self,
+        routing: Routing,
+        shape: tuple[int, ...],
+        router: nn.Module,
+        counts: Tensor | None = None,
+    ) -> None:
+        """Hear a routing of tokens (...) = `shape`, and who made it.
+
+        counts: how many slots each expert has on all machines, where that is known already.
+        """
         if torch.compiler.is_exporting() or _recomputes():
             return
-        self.seen = routing, tuple(shape)
+        self.seen, self.told = (routing, tuple(shape)), None
+        if self.total is not None and counts is None:
+            counts = self.total(how.expert_counts(routing.indices, self.experts))
         if self.training:
-            self._count(routing, router)
+            self._count(routing, router, counts)
+        if counts is not None:
+            self.told = counts, self._loss(routing, tuple(shape), counts)
 
     @torch.no_grad()
-    def _count(self, routing: Routing, router: Any) -> None:
+    def _count(self, routing: Routing, router: Any, counts: Tensor | None) -> None:
         if self.counts is not None:
-            self.counts += how.expert_counts(routing.indices, self.experts)
+            own = how.expert_counts(routing.indices, self.experts) if counts is None else counts
+            self.counts += own
         if self.quantile_sum is not None and self.quantile_batches is not None:
             ranked = routing.logits if router.select == "before" else routing.scores
-            bias = how.quantile_bias(ranked, self.k, router.selection_bias, routing.live)
-            self.quantile_sum += bias.double()
-            self.quantile_batches += 1
+            bias = how.quantile_bias(ranked, self.k, router.selection_bias, routing.live).double()
+            passes = torch.ones_like(self.quantile_batches)
+            if self.total is not None:  # a machine without a token has found nothing
+                there = (routing.indices < self.experts).any()
+                bias, passes = self.total(bias * there), self.total(passes * there)
+            self.quantile_sum += bias
+            self.quantile_batches += passes
 
     @torch.no_grad()
     def update(self, bias: Tensor | None) -> None:
         """Move the router's selection bias, in place, by all since the last update.
 
         By sign where the balance is "bias", see `gatelib.nn.balance.update_bias`; for "quantile" it
-        becomes the mean of what each pass found. On several machines sum the buffers first.
+        becomes the mean of what each pass found. On several machines without `total` sum the
+        buffers first.
         """
         if self.balance == "bias" and bias is not None and self.counts is not None:
             bias.copy_(how.update_bias(bias, self.counts, self.rate, self.centred))
@@ -137,13 +164,18 @@ class Balancer(nn.Module):
                 "routing: expected a forward pass with a graph while the layer trains, got one "
                 "without: under torch.no_grad, or in a checkpoint with use_reentrant=True"
             )
+        return self._loss(routing, shape) if self.told is None else self.told[1]
+
+    def _loss(
+        self, routing: Routing, shape: tuple[int, ...], counts: Tensor | None = None
+    ) -> Tensor:
         total = routing.logits.new_zeros(())
         if self.balance == "importance":
             total = self.weight * self._importance(routing)
         elif self.balance in ("switch", "sequence", "global"):
-            total = self.weight * self._switch(routing, shape)
+            total = self.weight * self._switch(routing, shape, counts)
         if self.z_weight:
-            total = total + self.z_weight * how.z_loss(routing.logits, routing.live)
+            total = total + self.z_weight * how.z_loss(routing.logits, routing.live, self.total)
         return total
 
     def _expects_graph(self) -> bool:
@@ -159,23 +191,28 @@ class Balancer(nn.Module):
         return self.seen
 
     def _importance(self, routing: Routing) -> Tensor:
-        total = how.importance_loss(routing.indices, routing.weights, self.experts)
+        chosen = routing.indices, routing.weights
+        found = how.importance_loss(*chosen, self.experts, self.total)
         if routing.clean is None or routing.spread is None:
-            return total
+            return found
         noisy = routing.clean, routing.logits, routing.spread
-        return total + how.load_loss(*noisy, self.k, routing.live)
+        return found + how.load_loss(*noisy, self.k, routing.live, self.total)
 
-    def _switch(self, routing: Routing, shape: tuple[int, ...]) -> Tensor:
+    def _switch(self, routing: Routing, shape: tuple[int, ...], counts: Tensor | None) -> Tensor:
         scores, indices, live = routing.scores, routing.indices, routing.live
         if self.balance == "sequence":
             scores = scores.reshape(*shape, self.experts)
             indices = indices.reshape(*shape, indices.size(-1))
             live = None if live is None else live.reshape(shape)
-            return how.switch_loss(scores, indices, live, per="sequence")
-        if self.counts is None:
+            return how.switch_loss(scores, indices, live, per="sequence", total=self.total)
+        if self.counts is None and counts is None:
             return how.switch_loss(scores, indices, live)
-        counts = self.counts if self.training else how.expert_counts(indices, self.experts)
-        return how.switch_loss(scores, indices, live, per="global", counts=counts)
+        if self.counts is not None and self.training:
+            counts = self.counts
+        if counts is None:
+            counts = how.expert_counts(indices, self.experts)
+        own: dict[str, Any] = {"per": "global", "counts": counts, "total": self.total}
+        return how.switch_loss(scores, indices, live, **own)
 
     def metrics(self) -> dict[str, Tensor]:
         """What to watch of the last routing, without gradients.
@@ -183,16 +220,18 @@ class Balancer(nn.Module):
         Returns:
             `load` (E), the share of the slots of each expert (all of them 1/E at balance);
             `max_violation`, `dead_experts`, `router_entropy` in nats; `loss` as `loss()` gives it.
+            On several machines the entropy alone is of this one's tokens.
         """
         with torch.no_grad():
             routing, _ = self.last()
             counts = how.expert_counts(routing.indices, self.experts)
+            counts = counts if self.told is None else self.told[0]
             return {
                 "load": counts.double() / counts.sum().clamp(min=1),
                 "max_violation": how.max_violation(counts),
                 "dead_experts": how.dead_experts(counts),
                 "router_entropy": how.router_entropy(routing.scores, routing.live),
-                "loss": self.loss(),
+                "loss": self.loss().detach(),
             }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -206,7 +245,7 @@ class Balancer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the last routing, whose graph can't be copied."""
-        return self.__dict__ | {"seen": None}
+        return self.__dict__ | {"seen": None, "told": None}
 
     def extra_repr(self) -> str:
         """What balances."""

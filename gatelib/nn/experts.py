@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["stack_of", "start_stack"]
+__all__ = ["stack_of", "start_share", "start_stack"]
 
 
 def stack_of(
@@ -29,3 +29,17 @@ def start_stack(weights: Sequence[Tensor]) -> None:
     for weight in weights:
         bound = 1 / math.sqrt(weight.size(-1))
         nn.init.uniform_(weight, -bound, bound)
+
+
+@torch.no_grad()
+def start_share(weights: Sequence[Tensor], experts: int, first: int) -> None:
+    """Draw all experts one by one, and keep those from number `first` that the weights hold.
+
+    So a share has, on a CPU, what it would have in a stack of all, and as many numbers are drawn.
+    """
+    for weight in weights:
+        bound = 1 / math.sqrt(weight.size(-1))
+        for index in range(-first, experts - first):
+            drawn = torch.empty_like(weight[0]).uniform_(-bound, bound)
+            if 0 <= index < len(weight):
+                weight[index].copy_(drawn)

@@ -1,7 +1,7 @@
 """A mixture of experts: a router sends each token to a few of many gated MLPs.
 
-Imports torch, gatelib.equations.routers, gatelib.kernels.segments, gatelib.spec; balancer, check,
-choices, experts, glu, impl and routers of nn.
+Imports torch, gatelib.equations.routers, gatelib.kernels.segments, gatelib.spec; balance, balancer,
+check, choices, expert_parallel, experts, glu, impl and routers of nn.
 Must not import gatelib.reference, gatelib.lab or gatelib.data.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gatelib.equations.routers import CONFIGURATIONS
 from gatelib.kernels.segments import experts_mlp, experts_mlp_reference
+from gatelib.nn.balance import expert_counts
 from gatelib.nn.balancer import Balance, Balancer
 from gatelib.nn.check import (
     ShapeError,
@@ -26,7 +27,8 @@ from gatelib.nn.check import (
     check_sizes,
 )
 from gatelib.nn.choices import ExpertChoiceRouter
-from gatelib.nn.experts import stack_of, start_stack
+from gatelib.nn.expert_parallel import ExpertParallel, share_out
+from gatelib.nn.experts import stack_of, start_share, start_stack
 from gatelib.nn.glu import GatedMLP, gating
 from gatelib.nn.impl import Impl, check_impl, takes_reference, traced
 from gatelib.nn.routers import Routing, Score, TopKRouter, flattened, rounded_up
@@ -51,6 +53,12 @@ class MoE(nn.Module):
 
     After a forward pass `routing` is what the router said, `loss()` what is to be added to the
     model's loss, and `metrics` what to watch; `return_routing=True` hands the routing over instead.
+
+    With a group of R processes each holds E/R experts, the weights (E/R, ...), and has tokens of
+    its own; the rows go to the experts' ranks and back, and `gatelib.nn.expert_parallel` says what
+    that asks of the program around. Outputs, losses and gradients are those of one process that has
+    all tokens. Two things look at a rank's own tokens alone, as if they were called by themselves:
+    a capacity, and a router that compares tokens, as `ExpertChoiceRouter` does.
 
     Args:
         features: D.
@@ -80,6 +88,8 @@ class MoE(nn.Module):
         impl: "reference" runs expert by expert under autograd, or every expert on every token where
             no number can be read. "fused" is one operator over segments of sorted tokens, which
             keeps x and the experts' preactivations alone. "auto" is as `gatelib.nn.impl` says.
+        group: a `torch.distributed.ProcessGroup`, whose ranks share the experts out between them;
+            None for one process, which has all.
         device: where the parameters live.
         dtype: their floating-point type.
 
@@ -112,6 +122,7 @@ class MoE(nn.Module):
         z_weight: float = 0.0,
         scales: Literal["output", "input"] | None = None,
         impl: Impl = "auto",
+        group: Any = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -130,14 +141,15 @@ class MoE(nn.Module):
         self.capacity_factor, self.priority = _checked_capacity(capacity_factor), priority
         self.scales = _checked_scales(scales, router)
         options: dict[str, Any] = {"rate": balance_rate, "centred": centred, "z_weight": z_weight}
-        options |= {"weight": balance_weight, "device": device}
+        self.parallel = None if group is None else ExpertParallel(group, experts)
+        total = None if self.parallel is None else self.parallel.total
+        options |= {"weight": balance_weight, "device": device, "total": total}
         self.balancer = Balancer(self.every, k, balance, **options)
         own: dict[str, Any] = {"device": device, "dtype": dtype}
         self.router = self._made_router(router, own)
-        parts = self.gating.parts
-        self.weight_in, self.weight_out = stack_of(experts, size, features, parts, **own)
+        self._make_stacks(own)
         self._make_shared(shared, shared_gate, kind, own)
-        start_stack((self.weight_in, self.weight_out))
+        self._start()
 
     def _made_router(self, router: str | nn.Module, own: dict[str, Any]) -> nn.Module:
         every, biased = self.every, self.balancer.moves_bias
@@ -162,6 +174,13 @@ class MoE(nn.Module):
             )
         return router
 
+    def _make_stacks(self, own: dict[str, Any]) -> None:
+        here = self.experts if self.parallel is None else self.parallel.share
+        shape = here, self.hidden, self.features, self.gating.parts
+        self.weight_in, self.weight_out = stack_of(*shape, **own)
+        if self.parallel is not None:
+            share_out(self)
+
     def _make_shared(self, shared: int, gated: bool, kind: str | Spec, own: dict[str, Any]) -> None:
         if gated and not shared:
             raise ValueError("shared_gate: expected False without a shared expert, got True")
@@ -174,10 +193,17 @@ class MoE(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all anew, each map as a `torch.nn.Linear`; biases and counts are 0."""
-        start_stack((self.weight_in, self.weight_out))
+        self._start()
         for part in self.children():
             if callable(start := getattr(part, "reset_parameters", None)):
                 start()
+
+    def _start(self) -> None:
+        stacks = self.weight_in, self.weight_out
+        if self.parallel is None:
+            start_stack(stacks)
+        else:
+            start_share(stacks, self.experts, self.parallel.first)
 
     @classmethod
     def from_config(cls, name: str, features: int, **changes: Any) -> Self:
@@ -237,34 +263,48 @@ class MoE(nn.Module):
         more = () if tokens is None else (_flat_tokens(tokens, input, self.router),)
         routing: Routing = self.router(x, alive, *more)
         kept = self._kept(routing, input.shape[:-1])
-        y = self._routed(x, routing, kept)
-        if self.shared is not None:
-            own = self.shared(x)
-            y = y + (own if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * own)
-        self.balancer(routing, input.shape[:-1], self.router)
+        y, own = self._routed(x, routing, kept)
+        own = self._of_all(x) if own is None else own
+        y = y if own is None else y + own
+        counts = None if self.parallel is None else self.parallel.counts
+        self.balancer(routing, input.shape[:-1], self.router, counts)
         y = y.reshape(input.shape)
         return (y, routing) if return_routing else y
 
-    def _routed(self, x: Tensor, routing: Routing, kept: Tensor | None) -> Tensor:
-        """What the experts give, (N, D)."""
+    def _of_all(self, x: Tensor) -> Tensor | None:
+        """What the experts give that every token has."""
+        if self.shared is None:
+            return None
+        own: Tensor = self.shared(x)
+        return own if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * own
+
+    def _routed(
+        self, x: Tensor, routing: Routing, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the experts give, (N, D); and the shared ones', where that was done meanwhile."""
         indices, weights = routing.indices, routing.weights
         if kept is not None:
             indices = indices.masked_fill(~kept, self.every)
-        if self.scales == "output":
-            y = self._stacked(x, indices, weights)
-        else:
+        given = x, indices, weights
+        if self.scales == "input":
             scaled = (x.unsqueeze(1) * weights.unsqueeze(-1)).to(x.dtype).flatten(0, 1)
             alone = indices.reshape(-1, 1)
-            y = self._stacked(scaled, alone, torch.ones_like(alone).to(x))
+            given = scaled, alone, torch.ones_like(alone).to(x)
+        if self.parallel is None:
+            y, own = self._stacked(*given), None
+        else:
+            counts = expert_counts(routing.indices, self.every)
+            y, own = self.parallel(self, given, counts, lambda: self._of_all(x))
+        if self.scales == "input":
             y = y.reshape(*indices.shape, self.features).sum(1)
         if self.identity_experts:
             idle = (indices >= self.experts) & (indices < self.every)
             share = torch.where(idle, weights, 0).sum(-1, keepdim=True)
             y = y + (x * share).to(y.dtype)
-        return y
+        return y, own
 
     def _stacked(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of what the experts give, by either path."""
+        """The weighted sum of what the experts that are here give, by either path."""
         given = x, indices, weights, self.weight_in, self.weight_out
         run = experts_mlp_reference if takes_reference(self.impl, given) else experts_mlp
         return run(self.gating.known, *given)
@@ -324,6 +364,7 @@ class MoE(nn.Module):
         }
         told |= {"capacity_factor": (self.capacity_factor, None)}
         told |= {"priority": (self.priority, "position")}
+        told |= {"ranks": (1 if self.parallel is None else self.parallel.ranks, 1)}
         text += [f"{name}={value!r}" for name, (value, usual) in told.items() if value != usual]
         return ", ".join([*text, f"impl={self.impl!r}"])
 

@@ -34,9 +34,10 @@ NO_LAYERS = {
     "DropIn": "what the drop-ins share",
     "DropInCell": "what the drop-ins of one step share",
     "DropInLayer": "what the drop-ins of whole layers share",
+    "ExpertParallel": "what `MoE` has of its process group",
     "Search": "what `Seq2Seq` inherits its searches from",
 }
-"""Bases of layers, which nobody makes a layer of."""
+"""Bases and parts of layers, which nobody makes a layer of."""
 
 OFF_THE_PAGE = {
     "gatelib": "it loads the floors and holds the version",
