@@ -159,6 +159,7 @@ OWN: dict[str, Callable[[str], Data]] = {
     "read": lambda text: {"read": text.split()},
     "range": lambda text: {"range": span("range", text)},
     "band": lambda text: {"bands": bands(text)},
+    "marks": lambda text: {"marks": [a_number("marks", one) for one in text.split()]},
     "choose": lambda text: {"choices": choices(text)},
     "presets": lambda text: {"presets": presets(text)},
     "vectors": lambda text: {"vectors": vectors(text)},

@@ -36,7 +36,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-WIDTH = 720  # px of a figure on a wide screen
+WIDTH = 747  # px of a picture where the page is 1400 px wide
 FLAGS = {"slope"}
 OPTIONS = (*explorer_options.OWN, "titles")
 draughtsman = drawing.Draughtsman()

@@ -6,6 +6,7 @@
   const QUIET = 900; // ms after the last move until a screen reader is told
   const OWN = "your own";
   const mounted = new WeakMap();
+  const definitions = new Map(); // of the explorers of a chapter, by name
   let controls = 0;
 
   const element = (tag, attributes = {}, ...children) => {
@@ -296,8 +297,9 @@
   /** Mount a figure of a chapter; `code` holds [forward, backward] of each of its gates. */
   const add = (name, definition, code) => {
     definition.gates.forEach((gate, k) => Object.assign(gate.run, { forward: code[k][0], backward: code[k][1] }));
+    definitions.set(name, definition);
     return mount(document.getElementById(name), definition);
   };
 
-  globalThis.GatesExplorer = { mount, add, element };
+  globalThis.GatesExplorer = { mount, add, definitions, element };
 })();

@@ -54,6 +54,9 @@
     const dots = values.filter(([value]) => plot.drawn(value)).map(([value, colour]) => circle(x, plot.up(value), 4.6, colour));
     return line(x, plot.top - 6, x, plot.bottom, INK, 1, 'stroke-dasharray="2 3"') + dots.join("");
   };
+  /** Dots that stay, with their numbers: [at, value]. */
+  const marked = (plot, points) => points.map(([at, value]) =>
+    circle(plot.across(at), plot.up(value), 3.6, INK) + text(plot.across(at) + 8, plot.up(value) + 15, number(value), { size: 12.5 })).join("");
   /** A band behind the curves, with its words at the foot. */
   const band = (plot, { low, high, words }) => {
     const from = plot.across(low), to = plot.across(high), middle = (from + to) / 2;
@@ -65,8 +68,8 @@
   const barLook = (colour, place) => (place ? `fill-opacity="${place > 1 ? 0 : 0.22}" stroke="${colour}" stroke-width="2"` : "");
   const oneBar = (plot, { value, colour, x, size, place }) => {
     const tall = plot.up(clamp(value, plot.low, plot.high)), zero = plot.up(0), top = Math.min(tall, zero);
-    const words = number(Number(value.toFixed(2)));
-    const small = size < 26 ? 11 : 12.5;
+    const narrow = size < 26, small = narrow ? 11 : 12.5;
+    const digits = number(Number(value.toFixed(2))), words = narrow ? digits.replace("0.", ".") : digits;
     const label = text(x + size / 2, value < 0 ? Math.max(tall, zero) + 15 : top - 6, words, { anchor: "middle", size: small, colour });
     return box(x + 2, top, size - 4, Math.abs(tall - zero), colour, barLook(colour, place)) + label;
   };
@@ -93,5 +96,5 @@
     return { low: least < 0 ? least - room : 0, high: most + room };
   };
 
-  Object.assign(GatesViews, { scaled, frame, curves, cursor, band, bars, barLook, around });
+  Object.assign(GatesViews, { scaled, frame, curves, cursor, marked, band, bars, barLook, around });
 })();

@@ -18,7 +18,8 @@
     return all.every((value) => value >= 0 && value <= 1) ? { low: 0, high: 1 } : around(all);
   };
   const readingOf = (definition, found) => {
-    const one = (gate, k) => `${escape(titleOf(gate))}: ${found[k].map((value) => number(Number(value.toFixed(3)))).join(", ")}, together ${number(Number(sum(found[k]).toFixed(3)))}`;
+    const short = (value) => number(Number(value.toFixed(2)));
+    const one = (gate, k) => `${escape(titleOf(gate))}: ${found[k].map(short).join(", ")}, together ${short(sum(found[k]))}`;
     return `${definition.gates.map(one).join("; ")}.`;
   };
 

@@ -1,8 +1,8 @@
 // A view: values of gates over one input, the others held; the slope by the derived backward pass.
 (() => {
   const {
-    views, range, svg, number, named, svgName, htmlName, plainName, titleOf, elements, evaluate, slope,
-    frame, curves, cursor, band, around, legend, lineSample, COLOURS, GATE_COLOURS, DASHES, RED, NARROW,
+    views, range, svg, escape, number, named, svgName, htmlName, plainName, titleOf, elements, evaluate, slope,
+    frame, curves, cursor, marked, band, around, legend, lineSample, COLOURS, GATE_COLOURS, DASHES, RED, NARROW,
   } = GatesViews;
   const POINTS = 161;
 
@@ -30,7 +30,7 @@
     const found = show.filter((name) => name in evaluate(definition, gate, values));
     return found.flatMap((name) => picked(definition, gate, name, values)).map(({ name, value }, place) => ({
       name, value, title: several ? titleOf(gate) : "",
-      html: named(definition, name).html,
+      html: named(definition, name).html, words: named(definition, name).words,
       label: named(definition, name).words ? "" : svgName(name),
       colour: several ? COLOURS[k] : colourOf(name, place),
       dash: several ? k % DASHES.length : place % DASHES.length,
@@ -71,13 +71,14 @@
     if (!titles.length) return { height: 0, body: "" };
     return legend(titles.map(({ title, colour, dash }) => ({ words: title, sample: lineSample(colour, DASHES[dash]) })), width, 8);
   };
+  const isNow = ({ html, words }, value) => (words ? `${html} ${number(value)}` : `${html} = ${number(value)}`);
   /** What stands under the picture: the page's own list of values, or those of the curves. */
   const readingOf = (definition, settings, along, series) => {
     const values = definition.read && evaluate(definition, definition.gates[0], settings.values);
     const parts = definition.read
-      ? definition.read.map((name) => `${named(definition, name).html} = ${number(values[name])}`)
-      : series.map(({ html, title, now }) => `${title ? GatesViews.escape(title) : html} = ${number(now)}`);
-    return `At ${named(definition, along).html} = ${number(settings.values[along])}: ${parts.join(", ")}.`;
+      ? definition.read.map((name) => isNow(named(definition, name), values[name]))
+      : series.map(({ html, title, words, now }) => isNow({ html: title ? escape(title) : html, words }, now));
+    return `At ${isNow(named(definition, along), settings.values[along])}: ${parts.join(", ")}.`;
   };
   const altOf = (definition, { along, show }, axis) => definition.alt
     ?? `${show.map(plainName).join(" and ")}${definition.slope ? " and its slope" : ""} over ${plainName(along)} from ${number(axis.low)} to ${number(axis.high)}`;
@@ -97,7 +98,8 @@
     });
     const behind = (definition.bands ?? []).map((one) => band(plot, one)).join("");
     const dots = cursor(plot, settings.values[along], series.map(({ now, colour }) => [now, colour]));
-    const body = head.body + behind + plot.body + curves(plot, shown) + dots;
+    const marks = marked(plot, (definition.marks ?? []).map((at) => [at, series[0].value({ ...settings.values, [along]: at })]));
+    const body = head.body + behind + plot.body + curves(plot, shown) + marks + dots;
     return {
       svg: svg(width, height, altOf(definition, question, axis), body),
       reading: readingOf(definition, settings, along, series),

@@ -69,18 +69,21 @@
   // ---- names ----------------------------------------------------------------------------------
 
   const escape = (words) => String(words).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
-  /** `a_f` as its letter and what stands below it; `c_prev` is c one step before. */
+  /** `a_f` as its letter and its part; `c_prev` is c one step before. */
   const partsOf = (name) => {
     const [base, ...rest] = name.split("_");
     return [base, rest.map((part) => (part === "prev" ? "t−1" : part)).join(",")];
   };
   const isLetter = (text) => /^\p{L}$/u.test(text);
 
+  /** Whether the second part of a name stands above it, as the book's formulas have a preactivation's. */
+  const isRaised = (base, part) => /^[au]$/.test(base) && isLetter(part);
+
   const htmlName = (name) => {
-    const [base, below] = partsOf(name).map(escape);
-    const under = isLetter(below) ? `<i>${below}</i>` : below;
+    const [base, part] = partsOf(name).map(escape), tag = isRaised(base, part) ? "sup" : "sub";
+    const small = isLetter(part) ? `<i>${part}</i>` : part;
     const letter = base.length > 1 ? `<b>${base}</b>` : `<i>${base}</i>`;
-    return `<span class="gates-name">${letter}${under && `<sub>${under}</sub>`}</span>`;
+    return `<span class="gates-name">${letter}${small && `<${tag}>${small}</${tag}>`}</span>`;
   };
   /** How a screen reader should say a name. */
   const plainName = (name) => partsOf(name).filter(Boolean).join(" ");
@@ -89,12 +92,12 @@
   const UPRIGHT = 'font-family="KaTeX_Main, Georgia, serif"';
   /** A name inside a text of a drawing. */
   const svgName = (name) => {
-    const [base, below] = partsOf(name).map(escape);
+    const [base, part] = partsOf(name).map(escape), down = isRaised(base, part) ? -5 : 4;
     const look = base.length > 1 ? "" : `${ITALIC} font-size="1.15em"`;
     const letter = `<tspan ${look}>${base}</tspan>`;
-    if (!below) return letter;
-    const under = isLetter(below) ? ITALIC : UPRIGHT;
-    return `${letter}<tspan dy="4" font-size=".82em" ${under}>${below}</tspan><tspan dy="-4">\u200b</tspan>`;
+    if (!part) return letter;
+    const style = isLetter(part) ? ITALIC : UPRIGHT;
+    return `${letter}<tspan dy="${down}" font-size=".82em" ${style}>${part}</tspan><tspan dy="${-down}">\u200b</tspan>`;
   };
   /** Words that the page gave a name, or the name itself: in a sentence, in a drawing, in a label. */
   const named = (definition, name) => {

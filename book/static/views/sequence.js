@@ -7,7 +7,7 @@
     pulse: (t) => (t === 4 ? 1 : 0),
     "two pulses": (t) => (t === 4 ? 1 : t === 22 ? -1 : 0),
     step: (t) => (t >= 8 && t < 24 ? 1 : 0),
-    wave: (t) => Math.sin((2 * Math.PI * t) / 16),
+    wave: (t) => Math.round(100 * Math.sin((2 * Math.PI * t) / 16)) / 100,
     noise: (t) => Math.round(20 * fraction(Math.sin(t * 12.9898 + 4.1) * 43758.5453) - 10) / 10,
   };
   /** The numbers of a sequence by its name. */

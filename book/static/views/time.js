@@ -3,7 +3,7 @@
 (() => {
   const {
     views, svg, text, number, svgName, htmlName, plainName, escape, titleOf, unrolled, blame,
-    sequenceStrip, heat, strip, steps, largest, LIMIT, RED, NARROW,
+    sequenceStrip, heat, strip, steps, largest, LIMIT, RED,
   } = GatesViews;
   const BLAMED = 38; // px of the strip of blame
 
@@ -44,7 +44,7 @@
   };
 
   views.time = (definition, settings, width) => {
-    const at = settings.step, left = width < NARROW ? 56 : 66, titled = definition.gates.length > 1;
+    const at = settings.step, left = 68, titled = definition.gates.length > 1;
     const runs = definition.gates.map((gate) => runOf(definition, settings, gate));
     const scales = scalesOf(runs), worst = largest(runs.flatMap((run) => run.shares));
     const first = sequenceStrip({ width, left, x: settings.x, at, limit: LIMIT });
