@@ -154,6 +154,14 @@
       this.controls.replaceChildren(...this.choices(), ...this.sliders(), ...this.steps());
       this.controls.hidden = false;
       this.showWanted();
+      this.lineUp();
+    }
+    /** Sliders begin under each other: all labels are as wide as the longest. */
+    lineUp() {
+      const { controls } = this;
+      controls.style.removeProperty("--explorer-label");
+      const widths = [...controls.querySelectorAll(".explorer-row > label")].map((label) => label.offsetWidth);
+      controls.style.setProperty("--explorer-label", `${Math.max(0, ...widths)}px`);
     }
 
     choices() {

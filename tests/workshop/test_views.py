@@ -122,7 +122,7 @@ def test_the_colours_are_the_books() -> None:
     [
         (0, "0"), (-0.0, "0"), (2.2126, "2.21"), (-0.5, "−0.5"), (14.27, "14.3"), (1234.5, "1,235"),
         (103.4, "103"), (0.0004, "4·10⁻⁴"), (3.2e7, "3.2·10⁷"), (-1.5e-9, "−1.5·10⁻⁹"),
-        (1e6, "1·10⁶"),
+        (1e6, "10⁶"), (-1e-4, "−10⁻⁴"),
     ],
 )  # fmt: skip
 def test_a_number_has_three_digits_and_a_real_minus(value: float, text: str) -> None:
@@ -197,3 +197,16 @@ def test_a_view_is_whole_and_legible_at_any_width(name: str) -> None:
             assert -1 <= float(x) <= width + 1 and 0 <= float(y) <= height and float(size) >= 11
         assert (area is not None) == (name in ("time", "traces"))
         assert 'aria-label="' in drawn and len(reading) > 20
+
+
+@pytest.mark.parametrize("view", ["curve", "time", "traces"])
+def test_a_value_that_is_no_number_leaves_a_gap(view: str) -> None:
+    root = Spec.read("root: a h_prev -> h\nl = log(a)\nh = l + 0*h_prev")
+    definition = {
+        "view": view, "gates": [workshop.brief(root)], "show": ["h"], "wires": {"a": {"in": 1}},
+        "along": "a", "axis": {"low": -2, "high": 2}, "slope": True, "back": None,
+        "sliders": [{"name": "a", "low": -2, "high": 2, "value": 0.5}],
+    }  # fmt: skip
+    code = "GatesViews.views[definition.view](definition, GatesViews.initial(definition), 400)"
+    found = answers(code, definition=definition)
+    assert not re.search(r"NaN|undefined|Infinity", found["svg"])

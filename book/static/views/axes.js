@@ -32,10 +32,17 @@
     return { body, across, up, drawn: (value) => Number.isFinite(size(value)), left, right, top: edge, bottom };
   };
 
-  const oneCurve = (plot, { points, colour, dash = 0 }) => {
-    const shown = points.filter(([, value]) => plot.drawn(value));
-    return path(shown.map(([at, value]) => [plot.across(at), plot.up(value)]), colour, { dash: DASHES[dash] });
+  /** The stretches of points that can be drawn: a curve breaks where it is no finite number. */
+  const stretches = (plot, points) => {
+    const found = [[]];
+    points.forEach(([at, value]) => {
+      if (plot.drawn(value)) found.at(-1).push([plot.across(at), plot.up(value)]);
+      else found.push([]);
+    });
+    return found.filter(({ length }) => length);
   };
+  const oneCurve = (plot, { points, colour, dash = 0 }) =>
+    stretches(plot, points).map((stretch) => path(stretch, colour, { dash: DASHES[dash] })).join("");
   const endsOf = (plot, series) => {
     const last = series.map(({ points }) => points.findLast(([, value]) => plot.drawn(value))?.[1]);
     const places = last.map((value) => (value === undefined ? plot.top : plot.up(value)));
@@ -67,6 +74,7 @@
   /** Outlined where it is not the first of its group, so that it is told apart without its colour. */
   const barLook = (colour, place) => (place ? `fill-opacity="${place > 1 ? 0 : 0.22}" stroke="${colour}" stroke-width="2"` : "");
   const oneBar = (plot, { value, colour, x, size, place }) => {
+    if (!Number.isFinite(value)) return "";
     const tall = plot.up(clamp(value, plot.low, plot.high)), zero = plot.up(0), top = Math.min(tall, zero);
     const narrow = size < 26, small = narrow ? 11 : 12.5;
     const digits = number(Number(value.toFixed(2))), words = narrow ? digits.replace("0.", ".") : digits;

@@ -1,4 +1,5 @@
-// What happens over steps: rows of coloured cells, and strips of bars from zero.
+// What happens over steps: rows of coloured cells, and strips of bars from zero. What is no finite
+// number leaves its place empty.
 (() => {
   const { text, line, box, number, clamp, range, openColour, signedColour, svgName, GREY, INK } = GatesViews;
   const SCALE = 52; // px at the right, for what the colours mean
@@ -10,7 +11,7 @@
   const oneRow = ({ label, values, most }, { width, left, y, cell }) => {
     const step = stepOf(width, left, values.length);
     const colour = (value) => (most ? signedColour(value, most) : openColour(value));
-    const cells = values.map((value, t) => box(left + t * step, y, step, cell, colour(value)));
+    const cells = values.map((value, t) => (Number.isFinite(value) ? box(left + t * step, y, step, cell, colour(value)) : ""));
     const name = text(left - 8, y + cell / 2 + 5, label, { anchor: "end", size: 14 });
     const rim = box(left - 0.5, y - 0.5, step * values.length + 1, cell + 1, "none", `stroke="${GREY}" stroke-width=".6" opacity=".5"`);
     const scale = text(width - SCALE + 6, y + cell / 2 + 4.5, most ? `±${number(Number(most.toPrecision(2)))}` : "0…1", { colour: GREY, size: 12 });
@@ -32,6 +33,7 @@
     const step = stepOf(width, left, values.length), middle = top + height / 2;
     const gap = Math.min(0.8, step / 8);
     const bar = (value, t) => {
+      if (!Number.isFinite(value)) return "";
       const tall = (clamp(value / most, -1, 1) * height) / 2;
       return box(left + t * step + gap, tall > 0 ? middle - tall : middle, step - 2 * gap, Math.max(Math.abs(tall), 0.5), colour);
     };

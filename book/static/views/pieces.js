@@ -24,7 +24,8 @@
   const digitsOf = (size) => {
     if (size >= 1e6 || (size !== 0 && size < 1e-3)) {
       const [head, power] = size.toExponential(1).split("e");
-      return `${head.replace(/\.0$/, "")}·10${raised(Number(power))}`;
+      const times = head === "1.0" ? "" : `${head.replace(/\.0$/, "")}·`;
+      return `${times}10${raised(Number(power))}`;
     }
     if (size >= 1000) return String(Math.round(size)).replace(/\B(?=(\d{3})+$)/g, ",");
     return String(Number(size.toPrecision(3)));
