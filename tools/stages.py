@@ -53,6 +53,7 @@ BOOK = (
     "chapters/studies/*.json*",
     "chapters/studies/*.npz",
     "tools/*.py",
+    "tools/*.mjs",
     "_config.yml",
     "_toc.yml",
 )
@@ -66,6 +67,8 @@ EVERYTHING = (
     "binder/*",
     "tests/**/*",
 )
+DRAWING = ("book/static/**/*.js", "book/_ext/*.py", "tools/*.mjs")
+"""What tests of the pages' scripts read besides what they import."""
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed|warnings?)\b")
 
 
@@ -145,7 +148,8 @@ def unit_stage(folder: str) -> Stage:
     if folder == "house":
         return Stage(folder, (command,), EVERYTHING)
     modules = (f"tests/{folder}/**/*.py", "tests/conftest.py")
-    return Stage(folder, (command,), ("requirements.lock", "pyproject.toml"), modules=modules)
+    read = ("requirements.lock", "pyproject.toml", *(DRAWING if folder == "workshop" else ()))
+    return Stage(folder, (command,), read, modules=modules)
 
 
 def book_commands() -> tuple[tuple[str, ...], ...]:

@@ -119,6 +119,13 @@
   };
 
   // ---- a field with its results -----------------------------------------------------------------
+  /** The arrow keys walk through the field and what it found. */
+  const walk = (event, stops) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step || stops.length < 2) return;
+    event.preventDefault();
+    stops[Math.min(stops.length - 1, Math.max(0, stops.indexOf(document.activeElement) + step))].focus();
+  };
   const attach = (form, box, most, more) => {
     const input = form.querySelector("input[type=search]");
     let asked = 0;
@@ -139,13 +146,7 @@
       event.preventDefault();
       location.href = best.href;
     });
-    form.parentElement.addEventListener("keydown", (event) => {
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (!step || !links().length) return;
-      event.preventDefault();
-      const stops = [input, ...links()];
-      stops[Math.min(stops.length - 1, Math.max(0, stops.indexOf(document.activeElement) + step))].focus();
-    });
+    form.parentElement.addEventListener("keydown", (event) => walk(event, [input, ...links()]));
     return { input, update };
   };
 
