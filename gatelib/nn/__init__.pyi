@@ -57,6 +57,8 @@ from .rnn import Jordan as Jordan
 from .rnn import RNNCell as RNNCell
 from .rnn import SkipRNN as SkipRNN
 from .routers import TopKRouter as TopKRouter
+from .searched import HighwayNodes as HighwayNodes
+from .searched import Mutated as Mutated
 from .seq2seq import Decoder as Decoder
 from .seq2seq import Encoder as Encoder
 from .seq2seq import FixedContext as FixedContext
