@@ -169,22 +169,25 @@ def _suits(slot: str, word: str, sorts: Mapping[str, str]) -> bool:
     return word.startswith(f"{slot}_") and word not in sorts
 
 
-def spec_of(lines: Iterable[Line], name: str = "cell") -> Spec:
-    """The Spec of these lines, of which the last defines `h`.
+def spec_of(lines: Iterable[Line], name: str = "cell", outputs: Iterable[str] = ()) -> Spec:
+    """The Spec of these lines.
 
-    `h`, and every other value that is read one step later, is an output.
+    Its outputs are those given, or `h` and every other value that is read one step later. Raises
+    SpecError where a line isn't used, or two values cancel.
     """
     lines = tuple(lines)
     words = [word for line in lines for _, word in line.words]
     made = {line.name for line in lines}
     carried = [w.removesuffix("_prev") for w in words if w.endswith("_prev")]
-    outputs = dict.fromkeys(["h", *carried])
+    outputs = dict.fromkeys(outputs or ["h", *carried])
     given = dict.fromkeys(w for w in words if w not in made and not _is_function(w))
-    ordered = sorted(
-        given, key=lambda word: "auwb".find(word[0]) if not word.endswith("_prev") else 9
-    )
-    signature = f"{' '.join(ordered)} -> {' '.join(outputs)}"
+    signature = f"{' '.join(sorted(given, key=_rank))} -> {' '.join(outputs)}"
     return Spec.parse(name, signature, "\n".join(f"{line.name} = {line.text}" for line in lines))
+
+
+def _rank(word: str) -> int:
+    """Where an input stands in a signature: preactivations, vectors, states."""
+    return 9 if word.endswith("_prev") else "auwb".find(word[0])
 
 
 def _is_function(word: str) -> bool:

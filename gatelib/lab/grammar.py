@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gatelib.cell import cell
+from gatelib.cell import Cell, cell
 from gatelib.lab.canonical import canonical
 from gatelib.lab.forms import CANDIDATES, FORMS, GATES, Line, lines_of, renamed, spec_of
 from gatelib.spec import Spec, SpecError
 
-__all__ = ["Bounds", "in_bounds", "mutate", "sample"]
+__all__ = ["Bounds", "in_bounds", "mutate", "reset_before", "sample"]
 
 Lines = tuple[Line, ...]
 Seed = int | np.random.Generator
@@ -218,6 +218,31 @@ def sample(seed: Seed, bounds: Bounds = WIDE) -> Spec:
         if found is not None:
             return found
     raise RuntimeError(f"bounds: found no cell in {TRIES} draws within {bounds}")
+
+
+def reset_before(spec: Spec) -> Cell | None:
+    """The cell whose first reset gate acts before the product, in two stages, as Cho's GRU.
+
+    Where a line has `a_k + g*u_k`, the first stage makes q = g·h_prev, and U_k of the second
+    multiplies q. None for a cell without such a line, or one of no form.
+    """
+    lines = lines_of(spec) or ()
+    places = [index for index, line in enumerate(lines) if line.form.endswith(":after")]
+    if not places:
+        return None
+    line, rest = lines[places[0]], lines[places[0] + 1 :]
+    words = dict(line.words)
+    q = Line("q", "mix:scaled", (("g", words["g"]), ("v", "h_prev")))
+    kept = tuple((slot, word) for slot, word in line.words if slot not in "gu")
+    plain = Line(line.name, line.form.replace(":after", ":plain"), kept)
+    first, second = (*lines[: places[0]], q), (plain, *rest)
+    later = {word for one in second for _, word in one.words}
+    passed = [one.name for one in first if one.name in later]
+    carried = {str(v).removesuffix("_prev") for v in spec.inputs} | {"h"}
+    outputs = [one.name for one in first if one.name in carried and one.name not in passed]
+    ends = [one.name for one in second if one.name in carried]
+    stages = spec_of(first, "first", [*passed, *outputs, "q"]), spec_of(second, "last", ends)
+    return cell(stages, f"{spec.name}_before")
 
 
 # ---- one thing changed -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from gatelib.cell import cell
 from gatelib.equations import ALL, gru, lstm, rnn
 from gatelib.lab import forms
 from gatelib.lab.canonical import canonical, distinct
-from gatelib.lab.grammar import Bounds, in_bounds, mutate, sample
+from gatelib.lab.grammar import Bounds, in_bounds, mutate, reset_before, sample
 from gatelib.spec import Spec
 
 SEEDS = st.integers(0, 10**6)
@@ -208,3 +208,24 @@ def test_a_gate_that_starts_open_is_another_cell():
 def test_what_has_no_state_is_no_cell():
     with pytest.raises(ValueError, match="has no output `h`"):
         canonical(gru.RESET)
+
+
+# --- the reset gate before the product --------------------------------------------------------
+
+
+def test_the_twin_of_torchs_gru_is_chos_and_of_the_minimal_unit_the_papers():
+    assert canonical(reset_before(gru.GRU)) == canonical(gru.CHO)
+    assert canonical(reset_before(gru.MGU_AFTER)) == canonical(gru.MGU)
+    assert reset_before(gru.NO_RESET) is None
+    assert reset_before(lstm.LAYERNORM) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS)
+def test_a_twin_is_a_cell_of_two_stages_with_the_same_states(seed):
+    spec = sample(seed)
+    twin = reset_before(spec)
+    if twin is not None:
+        assert len(twin.checked().stages) == 2
+        assert {*twin.states} == {*cell(spec).states, "h"}
+        assert len(twin.gates) == len(cell(spec).gates)
