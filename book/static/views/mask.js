@@ -85,7 +85,7 @@
 
   views.mask = (definition, settings, width) => {
     const { values } = settings, weights = weightsOf(definition.gates, values), masks = masksOf(values), row = values.i - 1;
-    const gap = width < 480 ? 16 : 48, edge = width < 480 ? 0 : 22, side = Math.min(300, (width - gap - edge) / 2);
+    const gap = width < 480 ? 16 : 48, edge = width < 480 ? 0 : 22, side = Math.min(224, (width - gap - edge) / 2);
     const first = (width - 2 * side - gap + edge) / 2, top = 24;
     const below = top + side + (side / COUNT >= 11 ? 20 : 6);
     const key = legend([

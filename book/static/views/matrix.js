@@ -99,16 +99,16 @@
     const plot = frame({ ...place, x: { low: 0, high: STEPS, label: "step" }, y: { low: LOW, high: HIGH, log: true, label: "stretch" } });
     const steps = range(STEPS + 1), measured = powers.map(norm);
     const series = [
-      { points: untilOut(steps.map((k) => largest ** k)), colour: PURPLE, dash: 2, label: raised("‖J‖") },
-      { points: untilOut(steps.map((k) => radius ** k)), colour: OCHRE, dash: 1, label: raised("ρ(J)") },
-      { points: untilOut(measured), colour: BLUE, label: `‖${raised("J")}‖` },
+      { points: untilOut(steps.map((k) => largest ** k)), colour: PURPLE, dash: 2, label: raised(`‖${svgName("J")}‖`) },
+      { points: untilOut(steps.map((k) => radius ** k)), colour: OCHRE, dash: 1, label: raised(`ρ(${svgName("J")})`) },
+      { points: untilOut(measured), colour: BLUE, label: `‖${raised(svgName("J"))}‖` },
     ];
     const inside = measured[t] >= LOW && measured[t] <= HIGH ? [[measured[t], BLUE]] : [];
     return plot.body + curves(plot, series) + cursor(plot, t, inside);
   };
 
   const layout = (width) => {
-    const beside = width >= 560, size = beside ? Math.round(width * 0.4) : Math.min(width, 300);
+    const beside = width >= 560, size = beside ? Math.round(width * 0.36) : Math.min(width, 280);
     const left = beside ? size + 24 : 0, top = beside ? 0 : size + 22;
     const bottom = beside ? size - 44 : top + 190;
     return {
@@ -119,13 +119,12 @@
     };
   };
 
-  const told = (matrix, name) => `ρ(${name}) = ${number(spectralRadius(matrix))}, ‖${name}‖ = ${number(norm(matrix))}`;
-  const sentence = ({ recurrent, jacobian }, { powers, radius, largest }, t) => {
-    const real = number(norm(powers[t])), exponent = number(Math.log(radius));
-    return `${told(recurrent, "U")}; with the slopes, ${told(jacobian, "J")}. In ${number(t)} steps a difference ` +
-      `grows at most ${real} times, where eigenvalues say ${number(radius ** t)} and singular values ` +
-      `${number(largest ** t)}. λ<sub>1</sub> = ln ρ(J) = ${exponent}.`;
-  };
+  const told = (matrix, name) =>
+    `ρ(${htmlName(name)}) = ${number(spectralRadius(matrix))}, ‖${htmlName(name)}‖ = ${number(norm(matrix))}`;
+  const sentence = ({ recurrent, jacobian }, { powers, radius, largest }, t) =>
+    `${told(recurrent, "U")}; with the slopes, ${told(jacobian, "J")}. In ${number(t)} steps a difference ` +
+    `grows at most ${number(norm(powers[t]))} times; eigenvalues say ${number(radius ** t)}, singular values ` +
+    `${number(largest ** t)}.`;
 
   views.matrix = (definition, settings, width) => {
     const { values } = settings, matrices = matricesOf(values), { size, at, place, height } = layout(width);

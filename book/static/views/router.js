@@ -152,7 +152,7 @@
   /** The load of each expert at one round, and a line at the even share. */
   const loadBody = (place, counts, colour) => {
     const total = counts.reduce((all, count) => all + count, 0), shares = counts.map((count) => count / total);
-    const even = 1 / counts.length, high = Math.max(3 * even, 1.1 * Math.max(...shares));
+    const even = 1 / counts.length, high = Math.max(2.2 * even, 1.1 * Math.max(...shares));
     const plot = frame({ ...place, x: { low: 0.5, high: counts.length + 0.5, label: "expert" }, y: { low: 0, high, label: "share of the choices" } });
     const step = plot.across(2) - plot.across(1), size = Math.min(40, 0.7 * step);
     const bar = (share, e) => box(plot.across(e + 1) - size / 2, plot.up(share), size, plot.bottom - plot.up(share), colour);
