@@ -58,11 +58,15 @@
     return found;
   };
 
-  /** How many choices fall on each expert. */
-  const countsOf = (chosen, experts) => {
-    const counts = range(experts).map(() => 0);
-    chosen.flat().forEach((e) => { counts[e] += 1; });
-    return counts;
+  /** How many choices fall on each expert, and which share of them differs from those `alone`. */
+  const chosenBy = (rows, alone, k) => {
+    const counts = rows[0].map(() => 0);
+    let stayed = 0;
+    rows.forEach((row, t) => best(row, k).forEach((e) => {
+      counts[e] += 1;
+      if (alone[t].includes(e)) stayed += 1;
+    }));
+    return { counts, moved: 1 - stayed / (k * rows.length) };
   };
   const maxViolation = (counts) => Math.max(...counts) / mean(counts) - 1;
 
@@ -107,11 +111,9 @@
     });
 
   /** What a round's tokens choose under what a method added. */
-  const routed = ({ k, experts, gates }, { logits, scores, alone }, added, biased) => {
+  const routed = ({ k, gates }, { logits, scores, alone }, added, biased) => {
     const seen = biased ? logits : logits.map((row) => plus(row, added));
-    const chosen = (biased ? scores.map((row) => plus(row, added)) : seen).map((row) => best(row, k));
-    const kept = chosen.flatMap((own, t) => own.filter((e) => alone[t].includes(e)));
-    const counts = countsOf(chosen, experts), moved = 1 - kept.length / (k * chosen.length);
+    const { counts, moved } = chosenBy(biased ? scores.map((row) => plus(row, added)) : seen, alone, k);
     return { seen, scores, counts, moved, violation: maxViolation(counts), loss: gates[0], k };
   };
 
