@@ -264,6 +264,8 @@ def quantile_bias(
     counted = _live(live, wide).reshape(-1).bool()
     wide = wide.reshape(-1, experts)
     start = wide.new_zeros(experts) if bias is None else bias.to(wide)
+    if not len(wide):
+        return start
     tokens = counted.sum()
     place = torch.div(tokens * k, experts, rounding_mode="floor").clamp(max=len(wide) - 1)
     found = start

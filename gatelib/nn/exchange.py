@@ -106,18 +106,21 @@ class Exchange:
     def naming(self) -> Iterator[None]:
         """What fails inside is told with the numbers of the ranks that don't answer.
 
+        A rank doesn't if it is dead or stalled, has raised an error, or went on without this call.
+        The group is of no use afterwards.
+
         Raises:
             RuntimeError: a collective failed, or its time was over.
         """
         try:
             yield
         except RuntimeError as error:
-            missing = self._missing()
-            ranks = ", ".join(map(str, missing))
-            who = f"no answer from rank {ranks}" if missing else "an error on every rank"
-            first = str(error).partition("\n")[0]
-            wanted = "expected every rank to take part in this exchange"
-            raise RuntimeError(f"group: {wanted}, got {who}: {first}") from error
+            missing = ", ".join(map(str, self._missing()))
+            found = f"no answer from rank {missing}"
+            if not missing:
+                found = "an answer from all, which were at different places of their programs"
+            wanted = "every rank to take part in this exchange"
+            raise RuntimeError(f"group: expected {wanted}, got {found}") from error
 
     def _missing(self) -> list[int]:
         """Who doesn't say, within a time of grace, that it has seen the failure too."""

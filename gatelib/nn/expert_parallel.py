@@ -23,7 +23,6 @@ DistributedDataParallel for such a model.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -144,21 +143,20 @@ class ExpertParallel(Exchange):
         received: list[int] = found[:, len(told) + self.rank].tolist()
         return received
 
-    def _meet(self, layer: nn.Module) -> None:
+    def _meet(self, layer: Any) -> None:
         """Once: whether all ranks have the same layer, and the same weights but for the experts."""
         if self.met:
             return
-        told = _of_a_layer(layer)
-        where = next(layer.parameters()).device
-        numbers = torch.tensor([number for number, _ in told.values()], device=where)
-        self.check_same(told, self.gather(numbers))
+        where = layer.weight_in.device
+        for told in (_of_a_layer(layer), _of_its_weights(layer)):
+            if told:
+                numbers = torch.tensor([number for number, _ in told.values()], device=where)
+                self.check_same(told, self.gather(numbers))
         self.met = True
 
     def __deepcopy__(self, memo: Any) -> ExpertParallel:
         """The same group: a process can't be copied."""
-        other = copy.copy(self)
-        other.reset_traffic()
-        return other
+        return ExpertParallel(self.group, self.experts)
 
     def __getstate__(self) -> NoReturn:
         raise TypeError("group: expected None in a layer that is pickled; save its state_dict")
@@ -294,14 +292,22 @@ def _of_a_call(
 
 
 def _of_a_layer(layer: nn.Module) -> dict[str, tuple[int, Any]]:
-    """The same of the layer, and of the weights that all ranks have."""
+    """The same of the layer."""
     sizes = ("experts", "identity_experts", "features", "hidden", "k")
     told: dict[str, tuple[int, Any]] = {name: (getattr(layer, name), str) for name in sizes}
-    told |= {"layer": (zlib.crc32(repr(layer).encode()), "another print, {:x}".format)}
-    for name, value in (*layer.named_parameters(), *layer.named_buffers()):
-        if name not in STACKS:
-            told[name] = (_digest(value), "bits whose sum is {}".format)
-    return told
+    text = repr(layer) + repr([name for name, _ in _replicated(layer)])
+    return told | {"layer": (zlib.crc32(text.encode()), "one that prints itself as {:08x}".format)}
+
+
+def _of_its_weights(layer: nn.Module) -> dict[str, tuple[int, Any]]:
+    """The same of the weights that all ranks have."""
+    says = "bits whose sum is {}".format
+    return {name: (_digest(value), says) for name, value in _replicated(layer)}
+
+
+def _replicated(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    found = (*layer.named_parameters(), *layer.named_buffers())
+    return [(name, value) for name, value in found if name not in STACKS]
 
 
 def _digest(value: Tensor) -> int:

@@ -201,6 +201,7 @@ def test_the_quantile_bias_leaves_padding_out_and_stays_without_a_token():
     assert torch.equal(quantile_bias(garbage, 2, live=live), quantile_bias(scores[:8], 2))
     start = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert torch.equal(quantile_bias(scores, 2, start, torch.zeros(12, dtype=torch.bool)), start)
+    assert torch.equal(quantile_bias(scores[:0], 2, start), start)
 
 
 # ---- the balancer -------------------------------------------------------------------------------

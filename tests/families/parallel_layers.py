@@ -159,4 +159,4 @@ def on_a_rank() -> dict[str, dict[str, Tensor]]:
 @functools.cache
 def answers(count: int) -> list[dict[str, dict[str, Tensor]]]:
     """Of each of so many ranks."""
-    return ranks.run(on_a_rank, ranks=count, timeout=60)
+    return ranks.run(on_a_rank, ranks=count, timeout=100)
