@@ -38,6 +38,28 @@ import studies  # noqa: E402
 import vendor  # noqa: E402
 import workshop_page  # noqa: E402
 
+MODULES = (
+    address,
+    numbering,
+    claims,
+    records,
+    circuits,
+    explorers,
+    docstrings,
+    library,
+    downloads,
+    folds,
+    mathematics,
+    pictures,
+    glossary,
+    guide,
+    counts,
+    sections,
+    studies,
+    open_gate,
+    workshop_page,
+)
+
 
 def keep_year(app: Sphinx, config: Config) -> None:
     """Write the book's year, where a reproducible build has Sphinx write the epoch's."""
@@ -56,27 +78,7 @@ def share_visitors(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Fetch the assets and load the other modules."""
     vendor.ensure()
-    for module in (
-        address,
-        numbering,
-        claims,
-        records,
-        circuits,
-        explorers,
-        docstrings,
-        library,
-        downloads,
-        folds,
-        mathematics,
-        pictures,
-        glossary,
-        guide,
-        counts,
-        sections,
-        studies,
-        open_gate,
-        workshop_page,
-    ):
+    for module in MODULES:
         module.setup(app)
     app.connect("config-inited", keep_year, priority=900)
     app.connect("builder-inited", share_visitors)

@@ -5,6 +5,7 @@ Imports gatelib.equations, gatelib.lab.style, gatelib.workshop, NumPy; runs node
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,7 @@ from gatelib.equations import gate as gates
 from gatelib.equations import gru, lstm
 from gatelib.lab import style
 from gatelib.spec import Spec
-from tests.workshop.views_in_node import answers
+from tests.workshop.views_in_node import ROOT, answers
 
 STEPS = 12
 X = [float(np.sin(1.3 * t)) for t in range(STEPS)]
@@ -210,3 +211,24 @@ def test_a_value_that_is_no_number_leaves_a_gap(view: str) -> None:
     code = "GatesViews.views[definition.view](definition, GatesViews.initial(definition), 400)"
     found = answers(code, definition=definition)
     assert not re.search(r"NaN|undefined|Infinity", found["svg"])
+
+
+def specs_of(chapter: str, name: str) -> list[Spec]:
+    """The Specs that an explorer of a chapter writes out."""
+    cells = json.loads((ROOT / "chapters" / f"{chapter}.ipynb").read_text(encoding="utf8"))["cells"]
+    text = next(t for t in ("".join(c["source"]) for c in cells) if f":name: {name}\n" in t)
+    body = text.split(f":name: {name}\n")[1].split("\n---\n")[0].partition("\n\n")[2]
+    return [Spec.read(one) for one in body.split("\n\n")]
+
+
+def test_the_conventions_that_chapter_7_moves_are_the_librarys() -> None:
+    given = dict(
+        zip(("a_r", "a_z", "a_n", "b", "h_prev"), (0.3, -0.8, 0.6, 0.4, -0.7), strict=True)
+    )
+    after, before, writes = specs_of("07_gru", "fig-gru-conventions")
+    own = [float(spec.evaluate(given)["h"]) for spec in (after, before, writes)]
+    reset = gru.RESET.evaluate({k: given[k] for k in ("a_r", "a_z", "h_prev")})
+    second = {"a_n": given["a_n"] + reset["q"] + given["b"], "z": reset["z"], "h_prev": -0.7}
+    found = [gru.GRU.evaluate({**given, "u_n": given["h_prev"] + given["b"]})["h"]]
+    found += [stage.evaluate(second)["h"] for stage in (gru.KEEP, gru.WRITE)]
+    np.testing.assert_allclose(own, [float(h) for h in found], rtol=1e-13)
