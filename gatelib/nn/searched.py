@@ -104,7 +104,8 @@ class Mutated(_Loop):
     def weight_ih(self) -> Tensor:  # type: ignore[override]
         """(3·H, D), what z, r and n see of the input: their products, and the input itself."""
         blocks = dict(zip(self.of_x, self.weight_x.chunk(len(self.of_x)), strict=True))
-        itself = torch.eye(self.hidden_size, self.input_size).to(self.weight_x)
+        like, size = self.weight_x, self.hidden_size
+        itself = torch.eye(size, self.input_size, device=like.device, dtype=like.dtype)
         return torch.cat([blocks.get(k, itself) for k in "zrn"])
 
     @property
@@ -139,8 +140,8 @@ class Mutated(_Loop):
         if self.squashed_alone:
             x_n = torch.tanh(x_n) + self.bias[2 * self.hidden_size :]
         n = torch.tanh(F.linear(r * h, U["n"]) + x_n)
-        h = z * n + (1 - z) * h
-        return h, (h.to(state[0].dtype),)
+        new = z * n + (1 - z) * state[0]
+        return new.to(from_input.dtype), (new,)
 
     def extra_repr(self) -> str:
         """Sizes and the variant."""
@@ -208,13 +209,13 @@ class HighwayNodes(_Loop):
         return self.weight_hh
 
     def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
-        h = state[0].to(from_input.dtype)
-        made = [_node("tanh", from_input + F.linear(h, matrix[0]), h)]
+        narrow, h = from_input.dtype, state[0]
+        made = [_node("tanh", from_input + F.linear(h.to(narrow), matrix[0]), h)]
         for i, (activation, place) in enumerate(self.nodes.steps, 1):
             s = made[place]
-            made.append(_node(activation, F.linear(s, matrix[i]), s))
-        h = torch.stack([made[i] for i in self.nodes.read]).mean(0)
-        return h, (h.to(state[0].dtype),)
+            made.append(_node(activation, F.linear(s.to(narrow), matrix[i]), s))
+        new = torch.stack([made[i] for i in self.nodes.read]).mean(0)
+        return new.to(narrow), (new,)
 
     def extra_repr(self) -> str:
         """Sizes, and how many nodes there are."""

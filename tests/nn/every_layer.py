@@ -176,6 +176,8 @@ CASES = [
     ),
     Case("Jordan", lambda: gates.Jordan(4, 6, 3)),
     Case("SkipRNN", lambda: gates.SkipRNN(4, 6, 2)),
+    Case("Mutated", lambda: gates.Mutated(4, 4, "mut1")),
+    Case("HighwayNodes", lambda: gates.HighwayNodes(4, 6)),
     Case("Residual", lambda: gates.Residual(nn.Linear(4, 4), "layerscale", features=4)),
     Case("Dense", lambda: gates.Dense(nn.Linear(4, 3))),
     Case("Deep", lambda: gates.Deep(4, 3)),

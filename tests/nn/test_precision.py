@@ -18,7 +18,9 @@ from gatelib.nn import (
     FeatureGate,
     Gate,
     Highway,
+    HighwayNodes,
     Jordan,
+    Mutated,
     Recurrent,
     RecurrentHighway,
     SkipRNN,
@@ -117,6 +119,8 @@ def test_a_slow_state_of_jordans_net_is_kept_in_float32(dtype):
         lambda: Jordan(2, 3, 2, decay=0.9),
         lambda: SkipRNN(2, 3, 4),
         lambda: RecurrentHighway(2, 3, 2),
+        lambda: Mutated(2, 2, "mut3"),
+        lambda: HighwayNodes(2, 3),
     ],
 )
 def test_low_precision_sequences_may_be_read_in_pieces(dtype, make):
