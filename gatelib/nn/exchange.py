@@ -88,7 +88,7 @@ class Exchange:
         """Raise unless all ranks tell the same.
 
         Args:
-            told: by name a value of this rank, its number, and a function from numbers to texts.
+            told: by name this rank's number, and a function that makes a text of such a number.
             found: (R, n) the numbers that all ranks told, in this order.
 
         Raises:

@@ -11,9 +11,16 @@ every rank. A forward pass
     runs the experts there, by the operator that one process has, on the rows that came;
     sends the weighted sum of each row back, and adds a token's sums up in the order of the ranks.
 
+Shared experts run while the rows are on their way, in the backward pass too. What is sent has the
+type in which the experts compute: a rank's sum is rounded to it once more than in one process.
+
 The backward pass goes the same ways back. So all ranks must call the layer and the backward pass
-equally often, also one without a token: give its loss the graph, as in `y.sum()`. A rank that
-doesn't ends in an error on the others once the time of the group is over, which names it.
+equally often, also one without a token: give its loss the graph, as in `y.sum()`. On the others a
+rank that doesn't ends in an error that names it: at once if it died, and otherwise when the time of
+the group is over, `timeout` of `torch.distributed.new_group`, which is half an hour if none is
+given. That is with gloo; with NCCL torch's own watchdog ends the process, unless the environment
+has TORCH_NCCL_BLOCKING_WAIT=1. `torch.compile` leaves the layer out of its graphs, and with
+fullgraph=True refuses it.
 
 A rank's experts see the tokens of all ranks: their gradient is that of the sum of the ranks'
 losses, and every other parameter has that of its own rank's loss. `average_gradients` makes of both
@@ -24,7 +31,7 @@ DistributedDataParallel for such a model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -266,9 +273,9 @@ def gradient_norm(model: nn.Module) -> Tensor:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, gradient_norm(model))
     """
     experts = set(expert_parameters(model))
-    total = _square(p for p in model.parameters() if p not in experts)
+    total = _square([p for p in model.parameters() if p not in experts])
     for layer in _layers(model):
-        own = _square(getattr(layer, name) for name in STACKS)
+        own = _square([getattr(layer, name) for name in STACKS])
         total = total + layer.parallel.total(own).to(total)
     return total.sqrt()
 
@@ -345,8 +352,7 @@ def _added(rows: Tensor, token: Tensor, sent: list[int], tokens: int) -> Tensor:
 
 def _layers(model: nn.Module) -> list[Any]:
     """Those with a group, each once."""
-    found = [m for m in model.modules() if isinstance(getattr(m, "parallel", None), ExpertParallel)]
-    return list(found)
+    return [m for m in model.modules() if isinstance(getattr(m, "parallel", None), ExpertParallel)]
 
 
 def _default(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -356,10 +362,14 @@ def _default(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return found
 
 
-def _square(parameters: Iterable[Tensor]) -> Tensor:
-    found = [p.grad for p in parameters if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(found) if found else torch.zeros(())
-    return total.square()
+def _square(parameters: Sequence[Tensor]) -> Tensor:
+    """The sum of the squares of all gradients."""
+    found = [p.grad.square().sum() for p in parameters if p.grad is not None]
+    return torch.stack(found).sum() if found else torch.zeros((), device=_device(parameters))
+
+
+def _device(parameters: Sequence[Tensor]) -> torch.device:
+    return parameters[0].device if parameters else torch.device("cpu")
 
 
 def _sum(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:

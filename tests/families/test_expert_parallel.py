@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gatelib import nn
 from gatelib.lab import ranks
-from gatelib.nn.exchange import PHASES
+from gatelib.nn.exchange import PHASES, Route
 from gatelib.nn.expert_parallel import STACKS
 from tests.families.parallel_layers import (
     APART,
@@ -192,6 +192,32 @@ def test_a_router_of_as_many_groups_as_ranks_bounds_where_a_token_goes(kept):
 
     found = run(rank, ranks=4)
     assert all(rows <= most for rows, most in found) and sum(rows for rows, _ in found) >= 6 * T
+
+
+def test_shared_experts_run_while_the_rows_are_on_their_way_in_both_passes(monkeypatch):
+    events = []
+
+    def told(name, method):
+        def call(self, *arguments):
+            events.append(f"{name} {self.phase}")
+            return method(self, *arguments)
+
+        return call
+
+    for name in ("start", "finish"):
+        monkeypatch.setattr(Route, name, told(name, getattr(Route, name)))
+
+    def rank():
+        module = layer(Case({"shared": 1}), dist.group.WORLD)
+        module.shared.register_forward_hook(lambda *_: events.append("shared"))
+        module.shared.weight_in.register_hook(lambda _: events.append("shared backward"))
+        module(given([3, 3], dist.get_rank())["x"].requires_grad_()).sum().backward()
+        return list(dict.fromkeys(events))
+
+    order = "start dispatch, shared, finish dispatch, start combine, finish combine"
+    back = "start combine_backward, finish combine_backward, start dispatch_backward"
+    expected = [*order.split(", "), *back.split(", "), "shared backward"]
+    assert run(rank, ranks=2) == [[*expected, "finish dispatch_backward"]] * 2
 
 
 # ---- around the layer ---------------------------------------------------------------------------
