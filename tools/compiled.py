@@ -14,7 +14,7 @@ import io
 import sys
 import types
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib._bootstrap_external import _code_to_timestamp_pyc  # type: ignore[attr-defined]
 from pathlib import Path
 
@@ -23,6 +23,8 @@ sys.dont_write_bytecode = True
 CODECS = ("encodings/cp437", "encodings/latin_1")  # of names in an archive, and of what JS passes
 PLATFORM = ("_sysconfigdata", "pyodide/", "_pyodide/")  # what Pyodide loads by itself
 FAMILIES = ("gate", "gru", "lstm", "rnn")
+NUMBERS = ("0", "1", "-2", "0.5", "30", "1/3")
+DRAWN = "g: a x c_prev -> h c\nf = sigmoid(a)\nc = f*c_prev + (1 - f)*x\nh = tanh(c)"
 FAULTS = ("", "g: a -> y", "g: a -> y\ny = f(a", "y = a*b", "g: a -> y\ny = sigmod(a)/0")
 
 
@@ -53,22 +55,31 @@ def archive(
     return target.getvalue()
 
 
-def exercise() -> None:
-    """Ask the workshop for every function, a few families, and nonsense: it loads all it needs."""
-    from gatelib import workshop
+def texts() -> Iterator[str]:
+    """Gates that make SymPy load what any gate may: each function, of names and of numbers."""
     from gatelib.functions import FUNCTIONS
 
-    texts = list(FAULTS)
+    yield from FAULTS
     for name, kind in FUNCTIONS.items():
-        arguments = ["a", "b"][: next(iter(kind.nargs))]
-        line = f"y = 2*{name}({', '.join(arguments)})**0.5 + {name}({', '.join(arguments)})/3"
-        texts.append(f"g: {' '.join(arguments)} h_prev -> y h\n{line}\nh = y + h_prev")
+        count = next(iter(kind.nargs))
+        names = ["a", "b"][:count]
+        call = f"{name}({', '.join(names)})"
+        yield f"g: {' '.join(names)} h_prev -> y h\ny = 2*{call}**0.5 + {call}/3\nh = y + h_prev"
+        for number in NUMBERS:
+            yield f"g: a -> y\ny = a*{name}({', '.join([number, '2'][:count])})"
+            yield f"g: a -> y\nk = {name}({', '.join([number, '2'][:count])})\ny = a/k**0.5 + k"
     for family in FAMILIES:
         known = importlib.import_module(f"gatelib.equations.{family}").ALL
-        texts += [repr(stage) for cell in known.values() for stage in cell.stages]
-    for text in texts:
+        yield from (repr(stage) for cell in known.values() for stage in cell.stages)
+
+
+def exercise() -> None:
+    """Ask the workshop for all of them, and for two drawings."""
+    from gatelib import workshop
+
+    for text in texts():
         workshop.answer(text)
-    for text in texts[-2:]:
+    for text in (DRAWN, "g: a -> y\ny = sigmoid(a)/2 + maximum(a, 1/3)**1.5"):
         workshop.drawing(text)
 
 

@@ -1,4 +1,4 @@
-// node pack.mjs, with {part, pyodide, packages, repository, files, scratch, out} as JSON on stdin:
+// node pack.mjs, with {part, pyodide, packages, repository, files, out} as JSON on stdin:
 // runs compiled.py in Pyodide, and wraps what it made as scripts, which a page loads from anywhere,
 // a folder on disk included. A script holds one file, as gzip in base64.
 import fs from "node:fs";
@@ -15,7 +15,7 @@ const { loadPyodide } = await import(pathToFileURL(path.join(asked.pyodide, "pyo
 const python = await loadPyodide({ indexURL: asked.pyodide + path.sep });
 python.mountNodeFS("/packages", asked.packages);
 python.mountNodeFS("/repository", asked.repository);
-python.mountNodeFS("/out", asked.scratch);
+python.mountNodeFS("/out", asked.out);
 python.runPython(fs.readFileSync(new URL("compiled.py", import.meta.url), "utf8"));
 
 const wrap = (name, data) => {
@@ -24,7 +24,7 @@ const wrap = (name, data) => {
   fs.writeFileSync(path.join(asked.out, `${name}.js`), line);
 };
 const of = (name) => fs.readFileSync(path.join(asked.pyodide, name));
-const made = (name) => fs.readFileSync(path.join(asked.scratch, name));
+const made = (name) => fs.readFileSync(path.join(asked.out, name));
 
 if (asked.part === "base") {
   python.FS.writeFile("/standard.zip", of("python_stdlib.zip"));

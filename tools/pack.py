@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import vendor  # noqa: E402
+from tools import vendor
 
 ROOT = vendor.ROOT
 PACK = vendor.VENDOR / "site" / "pack"
@@ -61,7 +61,7 @@ def imported(path: Path) -> set[str]:
 
 @functools.cache
 def library() -> tuple[Path, ...]:
-    """The files of gatelib that the workshop imports, in order: modules, and packages on the way."""
+    """The files of gatelib that the workshop imports, with the packages on the way."""
     found, todo = set[Path](), [START]
     while todo:
         path = todo.pop()
@@ -139,24 +139,31 @@ def ensure(pack: Path = PACK) -> list[str]:
 
 
 def make(part: str, pack: Path) -> None:
-    """Run Pyodide in node, which writes one part."""
+    """Run Pyodide in node, which writes one part; what is there already is replaced whole."""
     pack.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        asked = {
-            "part": part,
-            "pyodide": str(vendor.VENDOR / "pyodide"),
-            "packages": str(Path(distribution("sympy").locate_file("")).resolve()),
-            "repository": str(ROOT),
-            "files": [str(path.relative_to(ROOT)) for path in library()],
-            "scratch": scratch,
-            "out": str(pack),
-        }
+    (pack / f"{part}.stamp").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=vendor.VENDOR) as scratch:
         command = [str(vendor.node()), str(ROOT / "tools" / "pack.mjs")]
-        ran = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
-    if ran.returncode:
-        raise PackError(f"{part} could not be packed: {(ran.stderr or ran.stdout)[-2000:]}")
+        asked = json.dumps(_asked(part, Path(scratch)))
+        ran = subprocess.run(command, input=asked, capture_output=True, text=True)
+        if ran.returncode:
+            raise PackError(f"{part} could not be packed: {(ran.stderr or ran.stdout)[-2000:]}")
+        for path in Path(scratch).glob("*.js"):
+            path.replace(pack / path.name)
     if part == "base":
         _licences(pack)
+
+
+def _asked(part: str, scratch: Path) -> dict[str, object]:
+    """What node is told."""
+    return {
+        "part": part,
+        "pyodide": str(vendor.VENDOR / "pyodide"),
+        "packages": str(Path(str(distribution("sympy").locate_file(""))).resolve()),
+        "repository": str(ROOT),
+        "files": [str(path.relative_to(ROOT)) for path in library()],
+        "out": str(scratch),
+    }
 
 
 def _licences(pack: Path) -> None:
@@ -166,7 +173,9 @@ def _licences(pack: Path) -> None:
     shutil.copyfile(ROOT / "LICENSE", pack / "gatelib-LICENSE.txt")
     for name in PYTHON:
         files = distribution(name).files or ()
-        source = next(file for file in files if file.name == "LICENSE" and ".dist-info" in str(file))
+        source = next(
+            file for file in files if file.name == "LICENSE" and ".dist-info" in str(file)
+        )
         shutil.copyfile(Path(source.locate()), pack / f"{name}-LICENSE.txt")
 
 

@@ -153,9 +153,10 @@ def unit_stage(folder: str) -> Stage:
 
 
 def book_commands() -> tuple[tuple[str, ...], ...]:
-    """Fetch the pinned web assets, then build every page; a warning is an error."""
+    """Fetch the pinned web assets, pack Python, build every page; a warning is an error."""
     return (
         (sys.executable, "tools/vendor.py"),
+        (sys.executable, "tools/pack.py"),
         (*script("jupyter-book"), "build", ".", "--all", "-q", "-W", "-n", "--keep-going"),
     )
 
@@ -177,7 +178,7 @@ def all_stages() -> dict[str, Stage]:
         longest,
         *sorted(chapters, key=lambda stage: -(ROOT / stage.inputs[-1]).stat().st_size),
         Stage("book", book_commands(), pages, after=tuple(stage.name for stage in chapters)),
-        Stage("site", (site,), (*pages, "tests/conftest.py", "tests/site/*.py"), after=("book",)),
+        Stage("site", (site,), (*pages, "tests/conftest.py", "tests/site/*"), after=("book",)),
         *units,
         Stage("types", (python("mypy"),), LIBRARY),
     ]

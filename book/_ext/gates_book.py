@@ -2,7 +2,8 @@
 
 Imports PyYAML, Sphinx and the modules beside it. Must not import gatelib or torch.
 
-It fetches the web assets if they are missing, so that the plain `jupyter-book build .` works.
+It fetches the web assets and packs Python where they are missing, so that the plain
+`jupyter-book build .` works.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import sections  # noqa: E402
 import studies  # noqa: E402
 import vendor  # noqa: E402
 import workshop_page  # noqa: E402
+
+from tools import pack  # noqa: E402
 
 MODULES = (
     address,
@@ -78,6 +81,7 @@ def share_visitors(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Fetch the assets and load the other modules."""
     vendor.ensure()
+    pack.ensure()
     for module in MODULES:
         module.setup(app)
     app.connect("config-inited", keep_year, priority=900)

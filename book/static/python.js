@@ -3,12 +3,12 @@
 // a folder on disk as well as from a host, and from no other place; the worker itself is a Blob.
 (() => {
   const here = new URL("pack/", document.currentScript.src);
-  const FILES = { // megabytes that a host sends, for the progress that is told
-    "pyodide.asm.wasm": 2.9, "sympy.zip": 2.6, "python_stdlib.zip": 0.8, "pyodide.asm.js": 0.2,
-    "gatelib.zip": 0.2, "pyodide.js": 0.01, "pyodide-lock.json": 0.01,
+  const FILES = { // kilobytes that a host sends, for the progress that is told
+    "pyodide.asm.wasm": 2900, "sympy.zip": 2600, "python_stdlib.zip": 800, "pyodide.asm.js": 220,
+    "gatelib.zip": 170, "pyodide.js": 8, "pyodide-lock.json": 1,
   };
   const START = 60_000; // milliseconds that Python may take to start, once its files are here
-  let worker, started, count = 0;
+  let worker, started, count = 0, starts = 0, ended = "";
   const waiting = new Map();
 
   // Runs in the worker, behind Pyodide's two scripts. Its first message brings every file.
@@ -86,6 +86,8 @@
   const stop = (words = "Python was stopped.") => {
     worker?.terminate();
     worker = started = undefined;
+    starts += 1;
+    ended = words;
     for (const { failed } of waiting.values()) failed(new Error(words));
     waiting.clear();
   };
@@ -94,7 +96,9 @@
     try { return await promise; } finally { clearTimeout(bell); }
   };
   const start = async () => {
+    const mine = starts;
     const found = await files();
+    if (mine !== starts) throw new Error(ended); // stopped while the files came
     tell("python");
     const code = [found["pyodide.asm.js"], "\n", found["pyodide.js"], `\n(${inWorker})();`];
     const address = URL.createObjectURL(new Blob(code, { type: "text/javascript" }));
@@ -108,10 +112,17 @@
   };
 
   self.GatesPython = {
-    /** Called with {stage: "files" | "python" | "ready", loaded, total}, in megabytes. */
+    /** Called with {stage: "files" | "python" | "ready", loaded, total}, in kilobytes. */
     onprogress: undefined,
     /** Load Python, if it isn't there; a failed start may be tried again. */
-    start: () => started ??= start().catch((error) => { started = undefined; throw error; }),
+    start() {
+      const mine = starts;
+      started ??= start().catch((error) => {
+        if (mine === starts) started = undefined;
+        throw error;
+      });
+      return started;
+    },
     /** Ask a function of gatelib.workshop for its answer, as an object. A question that outlasts
         `patience`, in milliseconds from when Python is ready, ends the worker and all questions. */
     async ask(call, text, patience = 20_000) {

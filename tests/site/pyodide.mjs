@@ -30,5 +30,4 @@ const found = asked.map(([call, text]) => {
   const answer = workshop[call](text);
   return [answer, performance.now() - start];
 });
-process.stdout.write(JSON.stringify(found));
-process.exit(0);
+process.stdout.write(JSON.stringify(found), () => process.exit(0));
