@@ -11,25 +11,25 @@
   let worker, started, count = 0, starts = 0, ended = "";
   const waiting = new Map();
 
-  // Runs in the worker, behind Pyodide's two scripts. Its first message brings every file.
-  const inWorker = () => {
+  // These two run in the worker, behind Pyodide's two scripts: they know of nothing here.
+  async function boot(files) {
     const host = "gates://pack/"; // no such host: fetch answers from the files
     const types = { wasm: "application/wasm", zip: "application/zip", json: "application/json" };
-    let python, workshop;
-    const boot = async (files) => {
-      self.fetch = async (asked) => {
-        const name = String(asked.url ?? asked).slice(host.length);
-        if (!files[name]) throw new Error(`${asked} is not among the workshop's files`);
-        const type = types[name.split(".").pop()];
-        return new Response(files[name], { headers: { "Content-Type": type } });
-      };
-      python = await loadPyodide({ indexURL: host });
-      const archives = ["sympy.zip", "gatelib.zip"];
-      for (const name of archives) python.FS.writeFile(`/${name}`, new Uint8Array(files[name]));
-      files = undefined;
-      python.runPython("import sys; sys.path[:0] = ['/gatelib.zip', '/sympy.zip']");
-      return python.pyimport("gatelib.workshop");
+    self.fetch = async (asked) => {
+      const name = String(asked.url ?? asked).slice(host.length);
+      if (!files[name]) throw new Error(`${asked} is not among the workshop's files`);
+      const type = types[name.split(".").pop()];
+      return new Response(files[name], { headers: { "Content-Type": type } });
     };
+    const python = await loadPyodide({ indexURL: host });
+    const archives = ["sympy.zip", "gatelib.zip"];
+    for (const name of archives) python.FS.writeFile(`/${name}`, new Uint8Array(files[name]));
+    files = undefined;
+    python.runPython("import sys; sys.path[:0] = ['/gatelib.zip', '/sympy.zip']");
+    return python.pyimport("gatelib.workshop");
+  }
+  function listen() {
+    let workshop;
     self.onmessage = async ({ data: { id, files, call, text } }) => {
       try {
         if (files) workshop = boot(files);
@@ -39,7 +39,7 @@
         self.postMessage({ id, failed: String(error.message ?? error) });
       }
     };
-  };
+  }
 
   // ---- files -------------------------------------------------------------------------------
 
@@ -100,7 +100,8 @@
     const found = await files();
     if (mine !== starts) throw new Error(ended); // stopped while the files came
     tell("python");
-    const code = [found["pyodide.asm.js"], "\n", found["pyodide.js"], `\n(${inWorker})();`];
+    const scripts = [found["pyodide.asm.js"], "\n", found["pyodide.js"]];
+    const code = [...scripts, `\n${boot}\n${listen}\nlisten();`];
     const address = URL.createObjectURL(new Blob(code, { type: "text/javascript" }));
     worker = new Worker(address);
     worker.onmessage = heard;
