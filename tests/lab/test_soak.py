@@ -24,8 +24,8 @@ def test_the_soak_sees_cells_of_one_stage_and_of_two_with_all_kinds_of_inputs():
 def test_the_soak_tells_a_wrong_gradient(monkeypatch):
     right = soak.by_layer
 
-    def wrong(given, impl):
-        found = right(given, impl)
+    def wrong(given, impl, padded=False):
+        found = right(given, impl, padded)
         return found | ({"d_U": found["d_U"] + 1e-6} if impl == "fused" else {})
 
     monkeypatch.setattr(soak, "by_layer", wrong)
