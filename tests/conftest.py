@@ -3,8 +3,9 @@
 Imports Hypothesis, where it is installed: the tests of a GPU run on a machine without it.
 Must not import gatelib or torch: folders whose tests need no torch stay quick.
 
-    ci     the default: the same examples on each run, so that a failure says something new is wrong
-    dev    new examples on each run, as many
+    ci     the default: the same examples on each run, so that a failure says that something is new;
+           sixty of each test that doesn't say how many
+    dev    new examples on each run
     wide   new examples on each run; `make random` repeats it with other seeds
 
 No profile has a deadline, since a busy machine is slow, nor a database, since an example that
@@ -43,7 +44,7 @@ if find_spec("hypothesis"):
     from hypothesis import register_random, settings
 
     register_random(TORCH)
-    settings.register_profile("ci", derandomize=True, **SHARED)
+    settings.register_profile("ci", derandomize=True, max_examples=60, **SHARED)
     settings.register_profile("dev", derandomize=False, **SHARED)
     settings.register_profile("wide", derandomize=False, max_examples=500, **SHARED)
     settings.load_profile("ci")
