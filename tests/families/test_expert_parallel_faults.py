@@ -23,9 +23,10 @@ D, E, H = 6, 6, 5
 MISSING = "group: expected every rank to take part in this exchange, got no answer from rank 1"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm():
-    """What a process loads on its first pass the ranks needn't load each."""
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Little grace, and what a process loads on its first pass the ranks needn't load each."""
+    monkeypatch.setattr(exchange, "GRACE", 1.0)
     nn.MoE(D, E, 2, hidden=H, shared=1)(torch.randn(3, D)).sum().backward()
 
 
@@ -62,7 +63,6 @@ def test_a_rank_that_dies_is_named_by_all_others_long_before_their_patience_ends
     assert str(found[1]) == "rank 1 died: killed by SIGKILL"
     for rank in (0, 2):
         assert str(found[rank].error) == MISSING
-        assert isinstance(found[rank].error.__cause__, RuntimeError) or found[rank].error.__notes__
     assert took < 30
 
 
@@ -72,11 +72,9 @@ def test_the_first_rank_is_named_as_well():
         assert str(found[rank].error) == MISSING.replace("rank 1", "rank 0")
 
 
-def test_a_rank_that_stalls_is_named_once_patience_ends(monkeypatch):
-    monkeypatch.setattr(exchange, "GRACE", 1.0)
-    stalled = after_one_pass(lambda: time.sleep(12))
-    found, took = seconds(stalled, patience=3, timeout=10)
-    assert str(found[1]) == "rank 1 did not end within 10 s, and was stopped"
+def test_a_rank_that_stalls_is_named_once_patience_ends():
+    found, took = seconds(after_one_pass(lambda: time.sleep(60)), patience=2.5, timeout=6)
+    assert str(found[1]) == "rank 1 did not end within 6 s, and was stopped"
     assert {str(found[rank].error) for rank in (0, 2)} == {MISSING}
     assert took < 30
 
