@@ -1,6 +1,6 @@
-"""What chapter 15 runs: letters, a speller of 64 experts, and where unseen letters are sent.
+"""What chapter 15 runs: letters, a speller of 64 experts, where letters are sent, and a picture.
 
-Imports NumPy, torch, gatelib.data, gatelib.lab and gatelib.nn.
+Imports matplotlib, NumPy, torch, gatelib.data, gatelib.lab and gatelib.nn.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatelib.data import reviews
-from gatelib.lab import train
+from gatelib.lab import figures, train
 from gatelib.nn import MoE, TopKRouter, updated_after
 
 Counts = NDArray[np.float64]
@@ -195,3 +197,50 @@ def studied(text: dict[str, Tensor], make: Callable[[], Speller], lr: float, see
     found |= split("load", shares) | split("seen", before.sum(0) / before.sum())
     found["MaxVio"] = float(every * shares.max() - 1)
     return found | {"nodes": nodes_reached(sent, every)}
+
+
+def exchange_drawn(owners: NDArray[np.int64], ranks: int = 4) -> None:
+    """Draw tokens (ranks, n), each given by the rank of its expert, on their way there and back."""
+    ax = plt.subplots(figsize=(5.0, 2.5), layout="constrained")[1]
+    size, loads = owners.shape[1], np.bincount(owners.ravel(), minlength=ranks)
+    middle, right = size + 4, size + 8 + int(loads.max())
+    filled = [0] * ranks
+    for source in range(ranks):
+        for start in (0, right):
+            _squares(ax, start, source, [source] * size)
+        for place, owner in enumerate(owners[source]):
+            there = middle + filled[owner]
+            _squares(ax, there, owner, [source])
+            _journey(ax, source, owner, (place, there, right + place))
+            filled[owner] += 1
+    for owner in range(ranks):
+        _squares(ax, middle + filled[owner], owner, [None] * int(loads.max() - loads[owner]))
+    ax.plot([middle + size] * 2, [-0.6, ranks - 0.4], color="k", ls="--", lw=1.2)
+    _headed(ax, {0: "own batch", middle: "at the experts", right: "back again"}, right + size)
+    ax.set(ylim=(ranks - 0.4, -1.2), yticks=range(ranks))
+    ax.set_yticklabels([f"rank {rank}" for rank in range(ranks)])
+
+
+def _headed(ax: Axes, heads: dict[int, str], end: int) -> None:
+    """A word above each part of the picture, and no frame around it."""
+    for x, text in heads.items():
+        ax.text(x, -0.75, text, fontsize=10)
+    ax.set(xlim=(-0.3, end + 0.3), xticks=[])
+    ax.tick_params(length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.grid(False)
+
+
+def _squares(ax: Axes, x: int, y: int, colours: list[int | None]) -> None:
+    """A row of squares from x on, one for each colour; None is a dotted one: a wait."""
+    for place, colour in enumerate(colours):
+        waits = {"fill": False, "ls": ":", "ec": figures.COLOURS[6]}
+        look = waits if colour is None else {"fc": figures.COLOURS[colour], "ec": "w"}
+        ax.add_patch(plt.Rectangle((x + place, y - 0.4), 1, 0.8, **look))
+
+
+def _journey(ax: Axes, source: int, owner: int, places: tuple[int, int, int]) -> None:
+    """The way of one row from its rank to that of its expert, and back."""
+    x = [place + 0.5 for place in places]
+    look = {"color": figures.COLOURS[source], "lw": 0.6, "ls": "-", "alpha": 0.5}
+    ax.plot(x, [source, owner, source], zorder=0, **look)
