@@ -1,12 +1,13 @@
 """Layers of experts for one process and for several, and what both give on the same tokens.
 
-Imports torch, gatelib.lab.ranks and gatelib.nn.
+Imports torch, gatelib.equations, gatelib.lab.ranks and gatelib.nn.
 Must not compare: the tests do.
 """
 
 from __future__ import annotations
 
 import functools
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from gatelib import nn
+from gatelib.equations.routers import CONFIGURATIONS
 from gatelib.lab import ranks
 from gatelib.nn.expert_parallel import STACKS, average_gradients
 from tests.nn.moe_layers import drawn, spread
@@ -141,6 +143,38 @@ def each_alone(case: Case, sizes: list[int]) -> dict[str, Tensor]:
     parts = [results(case, module, given(sizes, rank)) for rank in range(len(sizes))]
     joined = {name: torch.cat([part[name] for part in parts]) for name in ("y", "x")}
     return joined | {n: v for n, v in after(module).items() if not n.startswith("metric")}
+
+
+def drawn_case(seed: int) -> tuple[Case, dict[int, list[int]]]:
+    """Any layer, and any shares of the sequences: most ranks have few, and some have none."""
+    draw = random.Random(seed)
+    names = ["softmax", "sigmoid", *(n for n, one in CONFIGURATIONS.items() if one.groups == 1)]
+    options = {
+        "k": draw.randint(1, 4),
+        "router": draw.choice(names),
+        "kind": draw.choice(["swiglu", "geglu_tanh", "relu_squared", "gpt_oss"]),
+        "balance": draw.choice([None, "switch", "sequence", "global", "importance"]),
+        "z_weight": draw.choice([0.0, 0.2]),
+        "shared": draw.choice([0, 1]),
+        "identity_experts": draw.choice([0, 0, 2]),
+        "impl": draw.choice(["auto", "reference"]),
+    }
+    case = Case(options, padded=draw.random() < 0.4, calls=draw.choice([1, 1, 2]), train=False)
+    shares = {count: [draw.randrange(count) for _ in range(6)] for count in (2, 4)}
+    return case, {n: [own.count(rank) for rank in range(n)] for n, own in shares.items()}
+
+
+def drawn_on_a_rank(seeds: range) -> list[Any]:
+    """For each seed what this rank gives."""
+    group, count = dist.group.WORLD, dist.get_world_size()
+    found = []
+    for seed in seeds:
+        case, sizes = drawn_case(seed)
+        module = layer(case, group)
+        own = results(case, module, given(sizes[count], group.rank()), count)
+        average_gradients(module)
+        found.append(own | after(module))
+    return found
 
 
 def on_a_rank() -> dict[str, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import pickle
 
 import pytest
@@ -29,6 +30,8 @@ from tests.families.parallel_layers import (
     H,
     T,
     answers,
+    drawn_case,
+    drawn_on_a_rank,
     each_alone,
     given,
     in_one,
@@ -39,6 +42,8 @@ from tests.families.parallel_layers import (
 RANKS = (1, 2, 4)
 run = functools.partial(ranks.run, timeout=100)
 NEAR = 1e-12
+SOAK = int(os.environ.get("GATES_SOAK", "12"))
+"""How many layers are drawn: the same ones each time."""
 
 
 def assert_equal(found, truth):
@@ -49,9 +54,8 @@ def assert_equal(found, truth):
             assert error <= NEAR * max(1.0, exact.abs().max().item()), (name, error)
 
 
-def joined(count, name):
+def joined(found):
     """What the ranks have together: their tokens side by side, and the rest, which is the same."""
-    found = [answer[name] for answer in answers(count)]
     for key in set(found[0]) - {"y", "x"}:
         for other in found[1:]:
             assert torch.equal(other[key], found[0][key]), key
@@ -61,13 +65,21 @@ def joined(count, name):
 @pytest.mark.parametrize("count", RANKS)
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_losses_and_every_gradient_are_those_of_one_process(name, count):
-    assert_equal(joined(count, name), in_one(CASES[name]))
+    assert_equal(joined([answer[name] for answer in answers(count)]), in_one(CASES[name]))
+
+
+@pytest.mark.parametrize("count", (2, 4))
+def test_any_layer_agrees_however_its_tokens_are_shared_out(count):
+    seeds = range(SOAK)
+    found = run(drawn_on_a_rank, seeds, ranks=count)
+    for seed in seeds:
+        assert_equal(joined([answer[seed] for answer in found]), in_one(drawn_case(seed)[0]))
 
 
 @pytest.mark.parametrize("count", RANKS)
 @pytest.mark.parametrize("name", APART)
 def test_what_compares_tokens_sees_those_of_its_rank_alone(name, count):
-    found = joined(count, name)
+    found = joined([answer[name] for answer in answers(count)])
     assert_equal(found, each_alone(APART[name], SEQUENCES[count]))
 
 
