@@ -25,7 +25,7 @@ fullgraph=True refuses it.
 A rank's experts see the tokens of all ranks: their gradient is that of the sum of the ranks'
 losses, and every other parameter has that of its own rank's loss. `average_gradients` makes of both
 the gradient of the mean of all losses; so does `data_parallel`, which is torch's
-DistributedDataParallel for such a model.
+DistributedDataParallel for such a model, and so do torch's `fully_shard` and `divide_experts`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ __all__ = [
     "ExpertParallel",
     "average_gradients",
     "data_parallel",
+    "divide_experts",
     "expert_parameters",
     "gradient_norm",
 ]
@@ -235,34 +236,49 @@ def average_gradients(
             p.grad.div_(everyone.size())
 
 
+def divide_experts(model: nn.Module, group: dist.ProcessGroup | None = None) -> set[nn.Parameter]:
+    """Have the experts' gradients divided by the ranks as they come; and say which they are.
+
+    For what averages all other gradients by itself, and has to leave these alone. Not beside
+    `average_gradients`.
+
+        fully_shard(model, ignored_params=divide_experts(model))     # torch.distributed.fsdp
+
+    Args:
+        model: holds layers whose group has as many ranks as `group`.
+        group: all ranks; None for the default group.
+
+    Raises:
+        ValueError: a layer's group has another size.
+    """
+    everyone, experts = _default(group), set(expert_parameters(model))
+    for layer in _layers(model):
+        if layer.parallel.ranks != everyone.size():
+            wanted = f"as many ranks as the layers' groups, {layer.parallel.ranks}"
+            raise ValueError(f"group: expected {wanted}, got {everyone.size()}")
+    for p in experts:
+        p.register_hook(lambda gradient: gradient / everyone.size())  # type: ignore[no-untyped-call]
+    return experts
+
+
 def data_parallel(
     model: nn.Module, group: dist.ProcessGroup | None = None, **options: Any
 ) -> nn.parallel.DistributedDataParallel:
     """The model in torch's DistributedDataParallel, which leaves its experts alone.
 
-    The experts' gradients are divided by the ranks as they come, so that after a backward pass all
-    gradients are those of the mean of all ranks' losses. Not beside `average_gradients`.
+    After a backward pass all gradients are those of the mean of all ranks' losses.
 
     Args:
-        model: holds layers whose group has as many ranks as `group`.
-        group: all ranks; None for the default group.
+        model, group: as in `divide_experts`, which this calls.
         options: for DistributedDataParallel.
 
-    Raises:
-        ValueError: a layer's group has another size.
+    Raises: ValueError, as `divide_experts`.
     """
-    everyone = _default(group)
-    for layer in _layers(model):
-        if layer.parallel.ranks != everyone.size():
-            wanted = f"as many ranks as the layers' groups, {layer.parallel.ranks}"
-            raise ValueError(f"group: expected {wanted}, got {everyone.size()}")
-    experts = set(expert_parameters(model))
+    experts = divide_experts(model, group)
     names = [name for name, p in model.named_parameters() if p in experts]
     wrapper: Any = nn.parallel.DistributedDataParallel
     wrapper._set_params_and_buffers_to_ignore_for_model(model, names)
-    for p in experts:
-        p.register_hook(lambda gradient: gradient / everyone.size())  # type: ignore[no-untyped-call]
-    return wrapper(model, process_group=everyone, **options)  # type: ignore[no-any-return]
+    return wrapper(model, process_group=_default(group), **options)  # type: ignore[no-any-return]
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import distributed as dist
 from torch import nn as torch_nn
 from torch.distributed import checkpoint as saving
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from gatelib import nn
@@ -21,6 +23,7 @@ from gatelib.nn.expert_parallel import (
     STACKS,
     average_gradients,
     data_parallel,
+    divide_experts,
     expert_parameters,
     gradient_norm,
 )
@@ -144,6 +147,20 @@ def test_torchs_data_parallel_leaves_the_experts_alone_and_gives_the_same():
             model.experts.balancer.reset_parameters()
             loss_of(parallel, own(X), own(TARGET)).backward()
         return {name: g for name, g in gradients(model).items() if not name.startswith("idle")}
+
+    for found in run(rank, ranks=2):
+        assert_equal(found)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")  # y is a view: advice
+def test_torchs_sharding_of_all_other_weights_gives_the_same():
+    def rank():
+        model = Model(dist.group.WORLD)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(model, mesh=mesh, ignored_params=divide_experts(model))
+        loss_of(model, own(X), own(TARGET)).backward()
+        found = gradients(model)
+        return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in found.items()}
 
     for found in run(rank, ranks=2):
         assert_equal(found)
