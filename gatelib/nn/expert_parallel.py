@@ -6,10 +6,10 @@ Must not import gatelib.reference, gatelib.lab or gatelib.data.
 Rank r of R has the experts r*E/R to (r+1)*E/R - 1, whole; everything else of a model is there on
 every rank. A forward pass
 
-    gathers a few numbers of each rank: how many rows it has for whom, and what must be the same;
-    sends each token once to each rank that has any of its experts, with indices and weights;
-    runs the experts there, by the operator that one process has, on the rows that came;
-    sends the weighted sum of each row back, and adds a token's sums up in the order of the ranks.
+- gathers a few numbers of each rank: how many rows it has for whom, and what must be the same;
+- sends each token once to each rank that has any of its experts, with indices and weights;
+- runs the experts there, by the operator that one process has, on the rows that came;
+- sends the weighted sum of each row back, and adds a token's sums up in the order of the ranks.
 
 Shared experts run while the rows are on their way, in the backward pass too. What is sent has the
 type in which the experts compute: a rank's sum is rounded to it once more than in one process.
@@ -62,6 +62,7 @@ class ExpertParallel(Exchange):
 
     experts: E of the layer; `share` of them are this rank's, from number `first`.
     counts: how many slots each expert got from all ranks in the last pass, identity experts too.
+    traffic, reset_traffic(), whole(share): as `gatelib.nn.exchange.Exchange` has them.
 
     Args:
         group: the process group.
@@ -208,7 +209,7 @@ def average_gradients(
     Call it on every rank, after the backward pass and before the optimiser's step; with several
     micro-batches once, after the last. Parameters that all ranks have are summed over the ranks;
     experts, whose gradients hold all ranks' tokens already, are not. Both are divided by the number
-    of ranks. (To leave out that division for the experts is the fault of many public programs.)
+    of ranks. (Several public programs left out that division for the experts.)
 
     A parameter without a gradient on some ranks has 0 there; one without it on all stays without.
 

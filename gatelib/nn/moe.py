@@ -56,9 +56,10 @@ class MoE(nn.Module):
 
     With a group of R processes each holds E/R experts, the weights (E/R, ...), and has tokens of
     its own; the rows go to the experts' ranks and back, and `gatelib.nn.expert_parallel` says what
-    that asks of the program around. Outputs, losses and gradients are those of one process that has
-    all tokens. Two things look at a rank's own tokens alone, as if they were called by themselves:
-    a capacity, and a router that compares tokens, as `ExpertChoiceRouter` does.
+    that asks of the program around. `parallel` is what the layer has of its group, and counts the
+    bytes. Outputs, losses and gradients are those of one process that has all tokens. Two things
+    look at a rank's own tokens alone, as if it were the only one: a capacity, and a router that
+    compares tokens, as `ExpertChoiceRouter` does.
 
     Args:
         features: D.
