@@ -109,3 +109,16 @@ def test_a_speaker_replaces_tokens_in_training_alone(dates, feed):
     model.feed = feed
     assert not torch.equal(model(*given), taught)
     assert torch.equal(model.eval()(*given), taught)
+
+
+@pytest.mark.parametrize("how", ["seen", "constant", 0.0])
+def test_a_word_that_cannot_be_said_is_left_out_and_sends_no_gradient_that_is_no_number(how):
+    torch.manual_seed(0)
+    model, source = shared.Copier(10, how), torch.randint(4, 10, (3, 5))
+    target = source[:, :4].clone()
+    target[0, 0] = 10  # neither in the vocabulary nor in this source
+    answers = model(source, torch.full((3,), 5), target)
+    assert torch.isinf(answers[0, 0, 10])
+    shared.word_loss(answers, target).backward()
+    slopes = [p.grad for p in model.parameters() if p.grad is not None]
+    assert slopes and all(torch.isfinite(slope).all() for slope in slopes)
