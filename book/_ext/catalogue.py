@@ -49,6 +49,7 @@ FAMILIES = {  # in the order of the chapters: {family: (title, chapter)}
     "routers": ("Routers", "14_moe"),
     "balance": ("Balancing experts", "14_moe"),
     "moe": ("Mixtures of experts", "14_moe"),
+    "searched": ("Cells that searches found", "20_search"),
 }
 TITLES = {
     "lstm": "LSTM", "peephole": "LSTM with peepholes", "cifg": "LSTM with coupled gates",
