@@ -21,7 +21,7 @@ from typing import Any
 
 from gatelib import circuit
 from gatelib.cell import cell
-from gatelib.functions import FUNCTIONS, Expr
+from gatelib.functions import FUNCTIONS, Expr, OverFeatures
 from gatelib.kernels import scan_source, triton_source
 from gatelib.pieces import UnprintableError
 from gatelib.spec import Spec, SpecError
@@ -32,7 +32,12 @@ Data = dict[str, Any]
 """What JSON can hold."""
 
 MOST_LETTERS, MOST_EQUATIONS, LONGEST_NAME = 20_000, 200, 60
-"""Of a text that the workshop takes; gatelib itself has no such limits."""
+LONGEST_NUMBER, LONGEST_WORDS, MOST_WORK = 400, 500, 20_000
+"""Of a text that the workshop takes, and of a message; gatelib itself has no such limits. Deriving
+an equation takes time like the square of its parts, so these squares are added."""
+
+TWICE = ("gelu", "normalize", "silu", "softplus", "step")
+"""Functions that a language writes with their argument more than once."""
 
 INDENT = "    "
 BETWEEN = ("sigmoid", "hardsigmoid", "softmax", "step", "normal_cdf")
@@ -107,6 +112,7 @@ class Typed:
         head = f"{name.strip()}: {signature.strip()}"
         spec = Spec.read("\n".join([head, *(INDENT + line.strip() for line in body)]))
         spec._check_all_used()
+        _check_work(spec)
         for v in (spec.name, *spec.inputs, *dict(spec.equations)):
             if len(str(v)) > LONGEST_NAME:
                 reason = f"a name has at most {LONGEST_NAME} letters here, this one {len(str(v))}"
@@ -120,6 +126,9 @@ class Typed:
         count = sum(bool(_code(line)) for line in self.lines) - 1
         if count > MOST_EQUATIONS:
             raise SpecError(f"expected at most {MOST_EQUATIONS} equations, got {count:,}")
+        for n, line in enumerate(self.lines[self.first :], 1):
+            if re.search(rf"[\d.]{{{LONGEST_NUMBER}}}", line):
+                raise SpecError(f"a number has less than {LONGEST_NUMBER} digits here", n, 1)
 
     def placed(self, error: SpecError) -> SpecError:
         """The same error, without its place in words, at the place where it was typed."""
@@ -152,7 +161,8 @@ class Typed:
 
     def complaint(self, error: SpecError) -> Data:
         """The error as data."""
-        found: Data = {"message": str(error), "line": error.line, "column": error.column}
+        words = str(error) if len(str(error)) < LONGEST_WORDS else f"{str(error)[:LONGEST_WORDS]}…"
+        found: Data = {"message": words, "line": error.line, "column": error.column}
         header = "" if ":" in _code(self.lines[self.first]) else self._header()
         return found | ({"header": header} if header else {})
 
@@ -168,6 +178,23 @@ class Typed:
         inputs = [n for n in read if n not in made and n not in FUNCTIONS]
         outputs = [n for n in made if n not in read or f"{n}_prev" in inputs]
         return f"gate: {' '.join(inputs)} -> {' '.join(outputs)}" if inputs and outputs else ""
+
+
+def _check_work(spec: Spec) -> None:
+    """Raise SpecError where the derivation of a gate would take a page too long."""
+    work = 0
+    for v, e in spec.equations:
+        work += _parts(e) ** 2
+        if work > MOST_WORK:
+            reason = f"`{v}` makes the gate too large for a page: name parts of it, or leave some"
+            raise SpecError(reason, about=str(v))
+
+
+def _parts(e: Expr) -> int:
+    """The parts of an expression, each as often as code and derivative repeat it."""
+    repeated = 2 if type(e).__name__ in TWICE else 1
+    repeated = 4 if e.is_Pow and e.exp != -1 else 3 if isinstance(e, OverFeatures) else repeated
+    return 1 + repeated * sum(map(_parts, e.args))
 
 
 def _code(line: str) -> str:

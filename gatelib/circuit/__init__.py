@@ -15,12 +15,15 @@ from pathlib import Path
 
 from sympy.printing.str import StrPrinter
 
-from gatelib.circuit.graph import graph_of
+from gatelib.circuit.graph import Graph, graph_of
 from gatelib.circuit.layout import arrange
 from gatelib.circuit.svg import Shape, Sheet, Wire, render, symbol_labels
-from gatelib.spec import Spec
+from gatelib.spec import Spec, SpecError
 
 __all__ = ["Circuit", "Shape", "Wire", "draw"]
+
+MOST_NODES = 1_500
+"""Of a circuit. Its layout has a budget of its own; this bounds what is not searched, and drawn."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ def draw(
 
     names: labels by symbol name, in the form `base_sub` or `base_{sub}` (`{"a_f": "f_pre"}`).
     width: the natural width in CSS pixels; by default 1.35 pixels for each drawing unit.
-    Raises TypeError or ValueError that names the argument.
+    Raises TypeError or ValueError that names the argument, and SpecError for a gate of more than
+    1,500 pins, boxes and circles.
     """
     if not isinstance(spec, Spec):
         raise TypeError(f"spec: expected a gatelib.spec.Spec, got {type(spec).__name__}")
     _check_width(width)
     labels = symbol_labels(spec, names)
+    _check_size(spec)
     graph = graph_of(spec)
     rows, columns = arrange(graph)
     sheet = Sheet(graph, rows, columns, labels)
@@ -70,6 +75,13 @@ def _check_width(width: object) -> None:
         raise TypeError(f"width: expected a number of pixels, got {type(width).__name__}")
     if width is not None and not 0 < width < float("inf"):
         raise ValueError(f"width: expected a positive number of pixels, got {width}")
+
+
+def _check_size(spec: Spec) -> None:
+    count = len(Graph(spec).nodes)
+    if count > MOST_NODES:
+        reason = f"expected at most {MOST_NODES:,} pins, boxes and circles, got {count:,}"
+        raise SpecError(f"{spec.name}: too large to be drawn: {reason}")
 
 
 def _in_words(spec: Spec) -> str:
