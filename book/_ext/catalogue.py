@@ -65,29 +65,29 @@ TITLES = {
     "adamw": "AdamW", "situ_glu": "SiTU-GLU", "gpt_oss_glu": "GLU of gpt-oss",
     "deepseek_v4_glu": "GLU of DeepSeek-V4", "relu_squared_glu": "squared ReLU GLU",
 }  # fmt: skip
-# Where an input may lie and where it starts, by family; elsewhere −6 … 6. A mask is alike a switch.
+# Where an input may lie and where it starts, by family; elsewhere −6 … 6. `0|1` is a switch.
 RANGES = {
     "gate": "t=1 (0.1..4), u=0.5 (0.02..0.98), g=0.5 (0..1)",
     "training": "eta=0.1 (0..1), mu=0.9 (0..1), alpha=0.9 (0..1), beta1=0.9 (0..1), "
     "beta2=0.9 (0..1), epsilon=0.01 (0..1), decay=0 (0..1), p_prev=1 (0..1), q_prev=1 (0..1), "
-    "s_prev=0 (0..4), v_prev=0 (0..4), y=1 (0..1), p=0.5 (0.02..0.98), t=1 (0..3)",
-    "depth": "m=1 (0..1), keep=0.8 (0.1..1)",
-    "stacks": "m=1 (0..1), keep=0.8 (0.1..1), g=0.5 (0..1)",
-    "pooling": "mask=1 (0..1), k=1 (-4..4)",
+    "s_prev=0.01 (0..4), v_prev=0.01 (0..4), y=1 (0..1), p=0.5 (0.02..0.98), t=1 (0..3)",
+    "depth": "m=1 (0|1), keep=0.8 (0.1..1)",
+    "stacks": "m=1 (0|1), keep=0.8 (0.1..1), g=0.5 (0..1)",
+    "pooling": "mask=1 (0|1), k=1 (-4..4)",
     "pointer": "u=0.6 (0..1), v=0.2 (0..1), l_u=-1 (-8..0), l_v=-2 (-8..0)",
-    "gmlp": "mask=1 (0..1)",
-    "vision": "m=1 (0..1)",
-    "attention": "mask=1 (0..1), d=4 (1..64), n=4 (1..16), r=2 (0..12), m=0.25 (0..1), "
+    "gmlp": "mask=1 (0|1)",
+    "vision": "m=1 (0|1)",
+    "attention": "mask=1 (0|1), d=4 (1..64), n=4 (1..16), r=2 (0..12), m=0.25 (0..1), "
     "l_i=-1 (-6..0), l_j=-2 (-6..0)",
     "gated_attention": "l_i=-1 (-6..0), l_j=-2 (-6..0), r=2 (0..12), m=0.25 (0..1), "
     "c=0.8 (-1..1), s=0.6 (-1..1)",
-    "gau": "mask=1 (0..1), n=4 (1..16)",
-    "routers": "mask=1 (0..1), c=1 (0..4)",
-    "balance": "f=0.4 (0..1), p=0.4 (0..1), n=4 (1..64), k=1 (1..8), c=8 (0..16), eta=0.1 (0..1), "
-    "I=2 (0..4), L=2 (0..4)",
-    "moe": "w=0.5 (0..1), keep=1 (0..1)",
+    "gau": "mask=1 (0|1), n=4 (1..16)",
+    "routers": "mask=1 (0|1), c=1 (0..4)",
+    "balance": "f=0.25 (0..1), p=0.25 (0.01..1), n=4 (1..64), k=1 (1..8), c=8 (0..16), "
+    "eta=0.1 (0..1), I=2 (0.1..4), L=2 (0.1..4)",
+    "moe": "w=0.5 (0..1), keep=1 (0|1)",
 }
-SLIDER = re.compile(r"(\w+)=([-\d.]+) \(([-\d.]+)\.\.([-\d.]+)\)")
+SLIDER = re.compile(r"(\w+)=([-\d.]+) \(([-\d.]+?)(\.\.|\|)([-\d.]+)\)")
 
 
 # ---- which gates ---------------------------------------------------------------------------
@@ -128,11 +128,12 @@ def said(family: str) -> dict[str, str]:
 def ranges(family: str, spec: Any) -> dict[str, dict[str, float]]:
     """{input: {value, low, high, step}} for the inputs that have a range of their own."""
     found = {}
-    for name, *numbers in SLIDER.findall(RANGES.get(family, "")):
+    for name, value, low, kind, high in SLIDER.findall(RANGES.get(family, "")):
         if name in map(str, spec.inputs):
-            value, low, high = map(float, numbers)
-            step = 1.0 if high - low > 8 else 0.02 if high - low <= 1 else 0.1
-            found[name] = {"value": value, "low": low, "high": high, "step": step}
+            width = float(high) - float(low)
+            step = 1.0 if kind == "|" or width > 8 else 0.02 if width <= 1 else 0.1
+            numbers = {"value": float(value), "low": float(low), "high": float(high), "step": step}
+            found[name] = numbers
     return found
 
 

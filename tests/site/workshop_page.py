@@ -5,10 +5,12 @@ Imports the site's own extension, tests.site.built, tests.site.conftest. Must no
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tests.site.conftest import Server  # isort: skip
 import policy
 
 PAGE = "book/workshop.html"
+CHECKS = Path(__file__).with_suffix("").with_name("workshop.js").read_text(encoding="utf8")
 PATIENCE = 60_000  # milliseconds that a busy machine may take for what takes a second
 
 
@@ -93,3 +96,40 @@ class Workshop:
     def reading(self, part: str) -> str:
         """The line below a figure."""
         return str(self.tab.inner_text(f".workshop-{part} .explorer-reading"))
+
+    def check(self, call: str) -> Any:
+        """What a function of workshop.js says."""
+        return self.tab.evaluate(f"{CHECKS}\nChecks.{call}")
+
+    def code(self, name: str) -> str:
+        """The source of a language, or of the layer."""
+        return str(self.tab.locator(f".workshop-{name} pre").text_content())
+
+
+@dataclass
+class Used:
+    """What the browser's page processes used: seconds of processor, megabytes at the end."""
+
+    seconds: float = 0.0
+    megabytes: float = 0.0
+
+
+@contextmanager
+def renderers(tab: Any) -> Iterator[Used]:
+    """Count what is used in between."""
+    session = tab.context.browser.new_browser_cdp_session()
+
+    def seconds() -> dict[int, float]:
+        found = session.send("SystemInfo.getProcessInfo")["processInfo"]
+        return {p["id"]: p["cpuTime"] for p in found if p["type"] == "renderer"}
+
+    before, used = seconds(), Used()
+    yield used
+    after = seconds()
+    spent = {pid: now - before.get(pid, 0.0) for pid, now in after.items()}
+    busiest = max(spent, key=lambda pid: spent[pid])
+    used.seconds = round(spent[busiest], 3)
+    memory = Path(f"/proc/{busiest}/status")
+    if memory.exists():
+        found = re.search(r"VmRSS:\s*(\d+) kB", memory.read_text())
+        used.megabytes = round(int(found[1]) / 1000) if found else 0

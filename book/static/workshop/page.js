@@ -1,12 +1,13 @@
 // The workshop's page: a gate's text becomes formulas, a backward pass, a circuit, code, and something to play with.
 (() => {
   const here = document.currentScript.src;
-  const { tidy, addressOf, gateOf, editor, element, button, show, showCircuit, waiting, outdated, knobs, overTime, runsOverTime } = GatesWorkshop;
+  const { tidy, addressOf, gateOf, Editor, element, button, show, showCircuit, waiting, outdated, knobs, overTime, runsOverTime } = GatesWorkshop;
   const box = document.querySelector("#workshop-editor");
   if (!box) return;
   const bar = box.querySelector(".workshop-bar"), catalogue = GatesCatalogue;
   const known = new Map(catalogue.groups.flatMap((group) => group.gates.map((gate) => [gate.text, { ...gate, group }])));
 
+  const BREATH = 250; // milliseconds between a gate's answer and its drawing
   let turn = 0; // how often the gate was read: a slow answer to an old question is dropped
   let start = box.querySelector("textarea").value, mine = null; // what Reset brings back; what the reader typed
   const figures = { knobs: null, time: null };
@@ -26,7 +27,7 @@
   };
   /** A gate of the book: computed when the book was built. */
   const stored = async (gate) => {
-    if (!catalogue.sheets[gate.text]) await script(`catalogue/${gate.group.family}.js`);
+    if (!catalogue.sheets[gate.text]) await script(`../catalogue/${gate.group.family}.js`);
     const { circuit, ...sheet } = catalogue.sheets[gate.text];
     return { sheet: { ...sheet, sliders: gate.sliders }, circuit };
   };
@@ -103,13 +104,15 @@
     area.fine(summary(sheet));
     waiting(true);
     await present(sheet, mineIs);
+    await new Promise((done) => setTimeout(done, BREATH)); // a reader who types on is answered first
+    if (mineIs !== turn) return;
     const circuit = await GatesPython.ask("drawing", text).catch((error) => ({ error }));
     if (mineIs === turn) showCircuit(circuit);
   };
 
   // ---- what the reader does -----------------------------------------------------------------
 
-  const area = editor(box, {
+  const area = new Editor(box, {
     changed: () => update(),
     typed: () => { turn++; GatesWorkshop.idle = false; },
     started: () => GatesPython.start().catch(() => {}), // the first question says what went wrong

@@ -1,6 +1,6 @@
 // What a gate is played with: definitions for the two explorers of the page. No DOM, so that node draws them too.
 (() => {
-  const PLACES = [1, 2, 3, 4], SPREAD = [1, 0, -1, -2]; // a gate over features has four of them here, unequal
+  const PLACES = [1, 2, 3, 4], SPREAD = [1, 0, -1, -2].map((steps) => steps / 8); // four features, unequal; of a range
   const WIDE = { low: -6, high: 6, step: 0.1 }, STATE = { low: -3, high: 3, step: 0.1 };
   const CONTENT = /^(a_)?[gnhc]$|^[axG]$/; // the usual names of what is written, where a sequence enters
 
@@ -10,21 +10,28 @@
   const shown = (sheet) => [...sheet.outputs.filter((name) => sheet.values.includes(name)), ...sheet.values.filter((name) => !sheet.outputs.includes(name)).reverse()];
 
   const slider = (sheet, name, value) => {
-    const own = sheet.sliders?.[name] ?? {};
-    return { name, ...(isCarry(sheet, name) ? STATE : WIDE), value, ...own };
+    const range = { ...(isCarry(sheet, name) ? STATE : WIDE), ...sheet.sliders?.[name] };
+    return { ...range, name, value: Math.min(range.high, Math.max(range.low, value)) };
+  };
+  const isSwitch = ({ low, high, step }) => low === 0 && high === 1 && step === 1;
+  /** One feature of several: unequal to the others; of a switch the last is off. */
+  const feature = (one, place, k) => {
+    const value = isSwitch(one) ? Number(place < PLACES.length) : one.value + SPREAD[k] * (one.high - one.low);
+    const rounded = one.low + Math.round((value - one.low) / one.step) * one.step;
+    return { ...one, name: `${one.name}_${place}`, value: Number(Math.min(one.high, Math.max(one.low, rounded)).toFixed(6)) };
   };
   /** One slider an input, or one a feature where the gate looks across them. */
   const sliders = (sheet, valueOf) => sheet.inputs.flatMap((name) => {
     const one = slider(sheet, name, valueOf(name));
-    if (sheet.elementwise) return [one];
-    const clamp = (value) => Math.min(one.high, Math.max(one.low, value));
-    return PLACES.map((place, k) => ({ ...one, name: `${name}_${place}`, value: clamp(one.value + (one.same ? 0 : SPREAD[k])) }));
+    return sheet.elementwise ? [one] : PLACES.map((place, k) => feature(one, place, k));
   });
+  /** Where an input starts: where its own range says, else at a number for all. */
+  const startOf = (sheet, name, otherwise) => sheet.sliders?.[name]?.value ?? otherwise;
 
   /** Outputs and a slope over any input: the first input sweeps, the others hold. */
   const knobs = (sheet) => {
     const first = free(sheet)[0] ?? sheet.inputs[0];
-    const made = sliders(sheet, (name) => (isCarry(sheet, name) ? 0.5 : name === first ? 0 : 1));
+    const made = sliders(sheet, (name) => (isCarry(sheet, name) ? 0.5 : startOf(sheet, name, name === first ? 0 : 1)));
     const along = made.map((one) => one.name), show = shown(sheet);
     const { low, high } = made[0];
     return {
@@ -38,7 +45,7 @@
   const runsOverTime = (sheet) => sheet.elementwise && (Object.keys(sheet.carries).length > 0 || sheet.layer.kind === "recurrent");
   /** The bias of each preactivation that opens the way from the old state to the new one. */
   const remembering = (sheet, backward) => {
-    const at = Object.fromEntries(sheet.inputs.map((name) => [name, sheet.sliders?.[name]?.value ?? 0]));
+    const at = Object.fromEntries(sheet.inputs.map((name) => [name, startOf(sheet, name, 0)]));
     const kept = (given) => Object.entries(sheet.carries).reduce((sum, [old, now]) => sum + backward(sheet, given, { [now]: 1 })[old], 0);
     return (name) => {
       if (isCarry(sheet, name) || !/^a_/.test(name) || CONTENT.test(name)) return at[name];
