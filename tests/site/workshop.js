@@ -37,18 +37,20 @@ globalThis.Checks = (() => {
     return (16 * once(5e-4) - once(1e-3)) / 15;
   };
   const generator = (seed) => () => (seed = (seed * 16807) % 2147483647) / 2147483647;
-  const inside = (random, { low = 0.2, high = 0.8 } = {}) => low + (high - low) * (0.3 + 0.4 * random());
+  const inside = (random, { low, high } = { low: 0, high: 1 }) => low + (high - low) * (0.3 + 0.4 * random());
   const WEIGHTS = [1, -0.5, 0.25];
+  /** Features that lie apart: where they are nearly equal a norm bends too much for differences. */
+  const features = (random, range) => WEIGHTS.map((_, k) => inside(random, range) + (range ? 0 : 0.7 * k));
 
   /** The derived backward pass of one gate against differences, for each output and each input. */
   const slopesOf = (gate, random) => {
     const sheet = whole(gate), wide = !sheet.elementwise, wrong = [], { forward, backward } = GatesViews;
-    const value = (name) => inside(random, gate.sliders[name]);
-    const at = Object.fromEntries(sheet.inputs.map((name) => [name, wide ? WEIGHTS.map(() => value(name)) : value(name)]));
+    const value = (name) => (wide ? features : inside)(random, gate.sliders[name]);
+    const at = Object.fromEntries(sheet.inputs.map((name) => [name, value(name)]));
     const moved = (name, k, d) => ({ ...at, [name]: wide ? at[name].map((v, j) => v + (j === k) * d) : at[name] + d });
     for (const output of sheet.outputs) {
-      const long = forward(sheet, at)[output].length, bars = backward(sheet, at, { [output]: long ? WEIGHTS : 1 });
-      const total = ({ [output]: y }) => (long ? y.reduce((sum, v, k) => sum + WEIGHTS[k] * v, 0) : y);
+      const bars = backward(sheet, at, { [output]: wide ? WEIGHTS : 1 }); // one number stands for all features
+      const total = ({ [output]: y }) => (wide ? WEIGHTS.reduce((sum, weight, k) => sum + weight * (y[k] ?? y), 0) : y);
       for (const name of sheet.inputs) for (const k of wide ? WEIGHTS.keys() : [0]) {
         const found = bars[name][k] ?? bars[name], wanted = difference((d) => total(forward(sheet, moved(name, k, d))));
         if (far(found, wanted)) wrong.push([gate.title, output, name, found, wanted]);
@@ -62,7 +64,7 @@ globalThis.Checks = (() => {
     if (!GatesWorkshop.runsOverTime(sheet)) return [];
     const [output] = sheet.outputs, settings = initial(GatesWorkshop.overTime(sheet, GatesViews.backward));
     settings.x = Array.from({ length: 12 }, () => 2 * random() - 1);
-    Object.values(settings.wires).forEach((wire) => { wire.back ||= 0.3; });
+    for (const [name, wire] of Object.entries(settings.wires)) if (/^a_/.test(name)) wire.back ||= 0.3;
     const last = (t, d) => unrolled(sheet, { ...settings, x: settings.x.map((v, k) => v + (k === t) * d) }).at(-1).all[output];
     const shares = blame(sheet, settings, unrolled(sheet, settings), output);
     return shares.map((share, t) => [gate.title, t, share, difference((d) => last(t, d))]).filter(([, , share, wanted]) => far(share, wanted));
