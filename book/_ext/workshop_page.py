@@ -66,7 +66,7 @@ def circuit(spec: Any) -> str:
 
     drawn = workshop.picture(spec)["svg"]
     drawn = drawn[drawn.index("<svg") :]
-    return f'<div class="circuit"><div class="circuit-drawing workshop-circuit">{drawn}</div></div>'
+    return f'<div class="circuit"><div class="circuit-drawing workshop-drawing">{drawn}</div></div>'
 
 
 def figure(part: str, spec: Any) -> str:

@@ -68,6 +68,12 @@ def test_every_gate_of_the_book_is_offered_and_can_be_drawn(page: Workshop) -> N
     assert page.check("drawn()") == []
 
 
+def test_search_knows_the_page(html: Path) -> None:
+    index = (html / "_static" / "search" / "sections.js").read_text(encoding="utf8")
+    assert '["book/workshop.html","The workshop"' in index
+    assert '"book/workshop.html#over-time"' in index
+
+
 def test_the_page_weighs_less_than_a_megabyte_before_python(page: Workshop, html: Path) -> None:
     page.asked.clear()
     page.visit()

@@ -53,13 +53,13 @@
     dispatchEvent(new Event("resize")); // book.js lets what scrolls now be focused
   };
   const showCircuit = ({ svg, error }) => {
-    const box = document.querySelector(".workshop-circuit");
+    const box = document.querySelector(".workshop-drawing");
     if (svg) putDrawing(box, svg);
     else box.replaceChildren(element("p", { className: "workshop-note", textContent: error?.message ?? "This gate has no drawing." }));
     waiting(false);
   };
   /** Fade the circuit while it is drawn anew, and everything while the text is no gate. */
-  const waiting = (now) => document.querySelector(".workshop-circuit").classList.toggle("workshop-old", now);
+  const waiting = (now) => document.querySelector(".workshop-drawing").classList.toggle("workshop-old", now);
   const outdated = (now) => document.body.classList.toggle("workshop-outdated", now);
 
   Object.assign(GatesWorkshop, { show, showCircuit, waiting, outdated });
