@@ -287,13 +287,14 @@ def test_reset_brings_back_the_gate_and_what_was_set(page: Workshop) -> None:
     assert page.tab.input_value("#workshop-text") == lstm.replace("o*m", "o*c")
 
 
-CONTROLS = "article :is(select, button, textarea, input, summary):not([hidden] *, [tabindex='-1'])"
+HIDDEN = ":not([hidden] *, [tabindex='-1'], .toggle-hidden *)"
+CONTROLS = f"article :is(select, button, textarea, input, summary){HIDDEN}"
 
 
 def test_the_keyboard_alone_reaches_and_changes_everything(page: Workshop) -> None:
     page.visit()
     wanted = page.tab.evaluate(
-        f"""[...document.querySelectorAll("{CONTROLS}")]
+        f"""[...document.querySelectorAll(`{CONTROLS}`)]
         .filter((e) => e.checkVisibility() && !(e.type === "radio" && !e.checked))
         .map((e, k) => {{ e.dataset.reach = k; return k; }})"""
     )
