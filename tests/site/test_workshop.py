@@ -277,14 +277,14 @@ def test_reset_brings_back_the_gate_and_what_was_set(page: Workshop) -> None:
     lstm, before = gate(page, "LSTM"), [page.reading("knobs"), page.reading("time")]
     page.tab.locator(".workshop-knobs input[type=range]").first.fill("3")
     page.tab.locator(".workshop-time .explorer-wire").first.fill("4")
-    page.type(lstm.replace("o*m", "o*c"), "fine")
+    page.type(lstm.replace("tanh(c)", "sigmoid(c)"), "fine")
     page.tab.locator(".workshop-bar button", has_text="Reset").click()
     page.settle("fine")
     assert page.tab.input_value("#workshop-text") == lstm
     assert [page.reading("knobs"), page.reading("time")] == before
     page.tab.select_option("#workshop-gate", label="your own")
     page.settle("fine")
-    assert page.tab.input_value("#workshop-text") == lstm.replace("o*m", "o*c")
+    assert page.tab.input_value("#workshop-text") == lstm.replace("tanh(c)", "sigmoid(c)")
 
 
 HIDDEN = ":not([hidden] *, [tabindex='-1'], .toggle-hidden *)"

@@ -88,8 +88,8 @@ globalThis.Checks = (() => {
     return found;
   };
   /** Let a drawing have `patience` milliseconds, as if its search had no end; undone by 0. */
-  const ask = GatesPython.ask;
   const hurry = (patience) => {
+    const ask = (GatesPython.unhurried ??= GatesPython.ask);
     GatesPython.ask = patience ? (call, text) => ask.call(GatesPython, call, text, call === "drawing" ? patience : 60_000) : ask;
   };
   return { load, drawn, slopes, different, hurry };
