@@ -220,7 +220,7 @@ def test_every_floor_has_a_contract():
     under_contract = {m for c in config["contracts"] for m in c.get("source_modules", [])}
     files = [p for p in (ROOT / "gatelib").iterdir() if p.suffix == ".py" or p.is_dir()]
     names = {f"gatelib.{p.stem}" for p in files if not p.stem.startswith("__")}
-    assert names - {"gatelib.lab"} == {".".join(m.split(".")[:2]) for m in under_contract}
+    assert names == {".".join(m.split(".")[:2]) for m in under_contract}
 
 
 def imported(path: Path) -> set[str]:
@@ -370,7 +370,7 @@ def test_what_validates_draws_the_same_examples_each_time():
     assert 'load_profile("ci")' in (ROOT / "tests" / "conftest.py").read_text()
     assert "--hypothesis-profile=wide" in (ROOT / "Makefile").read_text()
     weekly = yaml.safe_load((ROOT / ".github" / "workflows" / "random.yml").read_text())
-    assert "make random" in weekly["jobs"]["random"]["steps"][-1]["run"]
+    assert any("make random" in step.get("run", "") for step in weekly["jobs"]["random"]["steps"])
 
 
 def test_no_test_chooses_its_own_way_to_draw():
