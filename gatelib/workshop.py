@@ -1,7 +1,7 @@
 """What the workshop shows of a gate, as plain data: the same where the book is built and in a page.
 
 Imports gatelib.cell, gatelib.circuit, gatelib.functions, gatelib.kernels.scan_source,
-gatelib.kernels.triton_source, gatelib.pieces, gatelib.spec.
+gatelib.kernels.triton_source, gatelib.parse, gatelib.pieces, gatelib.spec.
 Must not import NumPy, SciPy, torch, Triton or a floor that does: Pyodide has none of them here.
 
 A page asks with a text and gets JSON: `answer` and `drawing` never raise. `brief`, `sheet` and
@@ -23,6 +23,7 @@ from gatelib import circuit
 from gatelib.cell import cell
 from gatelib.functions import FUNCTIONS, Expr, OverFeatures
 from gatelib.kernels import scan_source, triton_source
+from gatelib.parse import DEEPEST
 from gatelib.pieces import UnprintableError
 from gatelib.spec import Spec, SpecError
 
@@ -127,6 +128,8 @@ class Typed:
         if count > MOST_EQUATIONS:
             raise SpecError(f"expected at most {MOST_EQUATIONS} equations, got {count:,}")
         for n, line in enumerate(self.lines[self.first :], 1):
+            if _depth(line) > DEEPEST:
+                raise SpecError(f"nested too deeply, more than {DEEPEST} within each other", n, 1)
             if re.search(rf"[\d.]{{{LONGEST_NUMBER}}}", line):
                 raise SpecError(f"a number has less than {LONGEST_NUMBER} digits here", n, 1)
 
@@ -169,8 +172,11 @@ class Typed:
     def _header(self) -> str:
         """`gate: a b -> y` for equations without a header: what is read, what nobody reads."""
         nodes: list[ast.AST] = []
+        text = "\n".join(line.strip() for line in self.lines)
+        if _depth(text) > DEEPEST:
+            return ""
         with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            nodes = list(ast.walk(ast.parse("\n".join(line.strip() for line in self.lines))))
+            nodes = list(ast.walk(ast.parse(text)))
         names = [node for node in nodes if isinstance(node, ast.Name)]
         names.sort(key=lambda node: (node.lineno, node.col_offset))
         made = dict.fromkeys(n.id for n in names if isinstance(n.ctx, ast.Store))
@@ -200,6 +206,20 @@ def _parts(e: Expr) -> int:
 def _code(line: str) -> str:
     """A line without its comment."""
     return line.partition("#")[0].strip()
+
+
+def _depth(text: str) -> int:
+    """How deep a parser would go into a text, or more.
+
+    A browser's stack is so short that Python's own parser ends with it, and Python too.
+    """
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(deepest, depth)
+    signs = (len(re.sub(r"\s", "", run)) for run in re.findall(r"(?:[-+~]\s*)+", text))
+    words = len(re.findall(r"\*\*|\b(?:not|else|lambda)\b", text))
+    return max([deepest, words, *signs])
 
 
 def _left(line: str) -> str:

@@ -181,8 +181,9 @@ def test_a_first_line_that_is_missing_is_offered(page: Workshop) -> None:
 
 HOSTILE = {
     "nested brackets": "g: a -> y\ny = " + "(" * 3000 + "a" + ")" * 3000,
+    "nested brackets without a first line": "y = " + "(" * 3000,
     "nested calls": "g: a -> y\ny = " + "tanh(" * 400 + "a" + ")" * 400,
-    "many signs": "g: a -> y\ny = " + "-" * 20_000 + "a",
+    "many signs": "g: a -> y\ny = " + "-" * 15_000 + "a",
     "many lines": "g: a -> y\n" + "\n".join(f"v_{n} = tanh(a)" for n in range(10_000)),
     "a number beyond all": "g: a -> y\ny = 1e400*a",
     "a tower of powers": "g: a -> y\ny = a*9**9**9**9",
