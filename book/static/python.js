@@ -80,6 +80,7 @@
     const { done, failed: refuse } = waiting.get(id);
     waiting.delete(id);
     if (failed === undefined) return done(value);
+    if (/call stack/.test(failed)) failed = "This gate is too large, or nested too deeply.";
     refuse(new Error(failed));
     stop(failed); // Python may be in pieces: the next question starts it anew
   };

@@ -8,6 +8,7 @@ import { pathToFileURL } from "node:url";
 import zlib from "node:zlib";
 
 const [pyodide, pack] = process.argv.slice(2);
+const asked = JSON.parse(fs.readFileSync(0, "utf8")); // before Pyodide opens the pipe its own way
 const empty = { url: "data:text/javascript,export default null", shortCircuit: true };
 registerHooks({ resolve: (name, at, next) => (name === "ws" ? empty : next(name, at)) });
 const { loadPyodide } = await import(pathToFileURL(path.join(pyodide, "pyodide.mjs")));
@@ -24,7 +25,6 @@ fs.rmSync(scratch, { recursive: true });
 for (const name of ["sympy.zip", "gatelib.zip"]) python.FS.writeFile(`/${name}`, of(name));
 python.runPython("import sys; sys.path[:0] = ['/gatelib.zip', '/sympy.zip']");
 const workshop = python.pyimport("gatelib.workshop");
-const asked = JSON.parse(fs.readFileSync(0, "utf8"));
 const found = asked.map(([call, text]) => {
   const start = performance.now();
   const answer = workshop[call](text);
