@@ -5,7 +5,7 @@
   const root = new URL("..", base);
   const PARAMETER = "found";
   const IN_DIALOG = 8, ON_PAGE = 60;
-  const KIND = { chapter: 1, term: 0.5, page: 0.8, claim: 0.6, api: 0.45 };
+  const KIND = { chapter: 1, term: 0.45, page: 0.8, claim: 0.6, api: 0.45 };
 
   const make = (tag, className = "", text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
   const load = (name) => new Promise((resolve, reject) => {
