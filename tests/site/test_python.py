@@ -159,6 +159,14 @@ def test_who_stops_it_says_why_and_the_next_is_answered(bare: Any, page: Any) ->
     assert ask(page, "answer", GATE)["name"] == "mine"
 
 
+def test_what_ends_pythons_stack_is_told_and_the_next_is_answered(bare: Any, page: Any) -> None:
+    page.goto(bare["disk"], wait_until="domcontentloaded")
+    deep = "g: a -> y\ny = a" + ".b" * 6000
+    told = ask(page, "answer", deep)
+    assert "nested too deeply" in (told if isinstance(told, str) else told["error"]["message"])
+    assert ask(page, "answer", GATE)["name"] == "mine"
+
+
 def test_a_file_that_is_missing_is_told_and_may_come_later(bare: Any, page: Any) -> None:
     page.goto(bare["host"], wait_until="domcontentloaded")
     page.route("**/sympy.zip.js", lambda route: route.abort())
