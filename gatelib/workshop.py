@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import re
 import unicodedata
@@ -173,10 +174,8 @@ class Typed:
         """`gate: a b -> y` for equations without a header: what is read, what nobody reads."""
         nodes: list[ast.AST] = []
         text = "\n".join(line.strip() for line in self.lines)
-        if _depth(text) > DEEPEST:
-            return ""
         with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            nodes = list(ast.walk(ast.parse(text)))
+            nodes = list(ast.walk(ast.parse(text))) if _depth(text) <= DEEPEST else []
         names = [node for node in nodes if isinstance(node, ast.Name)]
         names.sort(key=lambda node: (node.lineno, node.col_offset))
         made = dict.fromkeys(n.id for n in names if isinstance(n.ctx, ast.Store))
@@ -209,25 +208,15 @@ def _code(line: str) -> str:
 
 
 def _depth(text: str) -> int:
-    """How deep a parser would go into a text, or more.
-
-    A browser's stack is so short that Python's own parser ends with it, and Python too.
-    """
-    depth = deepest = 0
-    for sign in text:
-        depth += (sign in "([{") - (sign in ")]}")
-        deepest = max(deepest, depth)
+    """How deep Python's parser may go: in a browser its stack ends, and Python with it."""
+    steps = itertools.accumulate((sign in "([{") - (sign in ")]}") for sign in text)
     signs = (len(re.sub(r"\s", "", run)) for run in re.findall(r"(?:[-+~]\s*)+", text))
-    words = len(re.findall(r"\*\*|\b(?:not|else|lambda)\b", text))
-    return max([deepest, words, *signs])
+    return max([0, *steps, *signs, len(re.findall(r"\*\*|\b(?:not|else|lambda)\b", text))])
 
 
 def _left(line: str) -> str:
     """The name that a line defines, as Python reads it."""
     return unicodedata.normalize("NFKC", line.partition("=")[0].strip())
-
-
-# ---- what it gets ------------------------------------------------------------------------------
 
 
 def brief(spec: Spec) -> Data:
@@ -311,9 +300,6 @@ def _run(spec: Spec) -> Data:
     }
 
 
-# ---- source ------------------------------------------------------------------------------------
-
-
 HEADS = {
     "np": "import numpy as np",
     "special": "from scipy import special",
@@ -369,9 +355,6 @@ def _once(sources: Iterable[str], between: str, before: str = "") -> str:
     """Several sources as one, each helper written once."""
     parts = (part for text in sources for part in re.split(between + before, text.strip("\n")))
     return between.join(dict.fromkeys(parts)) + "\n"
-
-
-# ---- a layer -----------------------------------------------------------------------------------
 
 
 READ = '''
