@@ -23,12 +23,14 @@ from gatelib.cell import Cell
 from gatelib.equations import gru as gru_cells
 from gatelib.equations import highway as highway_cells
 from gatelib.equations import lstm as lstm_cells
+from gatelib.equations.searched import MUTATED
 from gatelib.nn.conv_recurrent import ConvRecurrent
 from gatelib.nn.gated_stack import DepthGatedLSTM
 from gatelib.nn.gru import GRU
 from gatelib.nn.highway import RecurrentHighway
 from gatelib.nn.recurrent import Recurrent
 from gatelib.nn.rnn import Jordan, SkipRNN
+from gatelib.nn.searched import HighwayNodes, Mutated, _node
 
 __all__ = ["RECURRENT", "Reader", "Role", "inside"]
 
@@ -304,6 +306,42 @@ def _recurrent_highway_role(module: RecurrentHighway) -> Role:
     return role if module.depth == 1 else Role(role.free)
 
 
+def _before(module: Any, arguments: list[Any], result: Any) -> tuple[Tensor, Tensor]:
+    """The input, and the output one step before, all steps of time at once: both (B, T, ·)."""
+    x, start, _ = arguments
+    x, h = (v if module.batch_first else v.transpose(0, 1) for v in (x, result[0]))
+    first = h.new_zeros(len(h), module.hidden_size) if start is None else start.to(h)
+    return x, before(Sequence(h, torch.empty(0)), first, reverse=False)
+
+
+def _read_mutated(module: Mutated, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """z, r and the state h, from the states that were seen."""
+    x, past = _before(module, arguments, result)
+    a_z, a_r, _ = F.linear(x, module.weight_ih, module._added).chunk(3, -1)
+    U = dict(zip(module.of_h, module.weight_hh.chunk(len(module.of_h)), strict=True))
+    seen = torch.tanh(past) if module.variant == "mut3" else past
+    a_z = a_z + F.linear(seen, U["z"]) if "z" in U else a_z
+    named = {"z": torch.sigmoid(a_z), "r": torch.sigmoid(a_r + F.linear(past, U["r"]))}
+    found = {name: inside(value, arguments[2]) for name, value in named.items()}
+    return {"": found | {"h": inside(result[0], arguments[2], module.batch_first)}}
+
+
+def _read_nodes(module: HighwayNodes, arguments: list[Any], result: Any) -> dict[str, Gates]:
+    """The gate c of each node, and the value h that the node makes."""
+    x, past = _before(module, arguments, result)
+    made: list[Tensor] = []
+    found: dict[str, Gates] = {}
+    for place, (activation, source) in enumerate([("tanh", 0), *module.nodes.steps]):
+        s = made[source] if place else past
+        packed = F.linear(s, module.weight_hh[place])
+        packed = packed if place else packed + F.linear(x, module.weight_ih)
+        made.append(_node(activation, packed, s))
+        c = torch.sigmoid(packed.chunk(2, -1)[0])
+        named = {"c": c, "h": made[place]}
+        found[f".n{place}"] = {name: inside(v, arguments[2]) for name, v in named.items()}
+    return found
+
+
 RECURRENT: list[tuple[tuple[type, ...], Reader]] = [
     ((Recurrent, ConvRecurrent), Reader(_read_recurrent, lambda module: _of_cell(module.cell))),
     ((nn.RNNBase,), Reader(_read_layers, _torch_role)),
@@ -312,5 +350,7 @@ RECURRENT: list[tuple[tuple[type, ...], Reader]] = [
     ((SkipRNN,), Reader(_read_skip, lambda module: Role(("h",)))),
     ((Jordan,), Reader(_read_jordan, lambda module: Role(("h", "y", "s")))),
     ((RecurrentHighway,), Reader(_read_recurrent_highway, _recurrent_highway_role)),
+    ((Mutated,), Reader(_read_mutated, lambda module: _of_cell(MUTATED[module.variant]))),
+    ((HighwayNodes,), Reader(_read_nodes, lambda module: Role(("h",)))),
 ]
 """Kinds of recurrent layers and how they are read; the first that fits."""

@@ -44,7 +44,7 @@ FUNCTIONS = (
     "sigmoid tanh relu exp softplus silu gelu normal_cdf normal_pdf hardsigmoid step identity"
 )
 POSITIVE = {"epsilon", "s_prev", "t", "v_prev"}
-SHARES = {"alpha", "beta1", "beta2", "mu", "n_prev", "p", "p_prev", "q_prev", "u"}
+SHARES = {"alpha", "beta1", "beta2", "mu", "n_prev", "p", "p_prev", "q_prev", "u", "z"}
 SPECS = all_specs(HIDDEN, CONSTANT)
 CELLS = [s for s in SPECS if s.carries]
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -69,6 +69,8 @@ MADE = {
     "LSTMCell": lambda: (layers.LSTMCell(D, H), (floats(B, D),)),
     "RNN": lambda: (layers.RNN(D, H, batch_first=True), (floats(B, T, D),)),
     "RNNCell": lambda: (layers.RNNCell(D, H), (floats(B, D),)),
+    "HighwayNodes": lambda: (layers.HighwayNodes(D, H), (floats(B, T, D),)),
+    "Mutated": lambda: (layers.Mutated(H, H), (floats(B, T, H),)),
     "Recurrent": lambda: (layers.Recurrent(lstm_cells.LSTM, D, H), (floats(B, T, D),)),
     "RecurrentHighway": lambda: (layers.RecurrentHighway(D, H, 2), (floats(B, T, D),)),
     "GatedAttention": lambda: (
@@ -101,7 +103,7 @@ MADE = {
 }
 FUNCTIONS = {"convert", "init", "interpolate", "pool", "receptive_field"}
 FUNCTIONS |= {"auxiliary_loss", "balance", "update_balance", "updated_after"}
-FUNCTIONS |= {"copy_mixture", "extended_vocabulary", "hop_penalty"}
+FUNCTIONS |= {"copy_mixture", "expert_parallel", "extended_vocabulary", "hop_penalty"}
 
 
 def test_each_name_of_the_library_is_recorded_or_said_to_have_no_gate():
@@ -150,6 +152,38 @@ def test_the_gates_of_channels_make_the_output():
     with record(layer) as seen:
         y = layer(x)
     assert_close(seen["SqueezeExcitation"]["gate"] * x.numpy(), y)
+
+
+@pytest.mark.parametrize("variant", ["mut1", "mut1_code", "mut2", "mut2_code", "mut3"])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_gates_of_a_mutated_unit_make_its_states(variant, batch_first):
+    """The candidate is what the states leave: within ±1, and its own gate's."""
+    layer = layers.Mutated(H, H, variant, batch_first=batch_first).double()
+    x, first = floats(B, T, H), floats(B, H)
+    with record(layer) as seen:
+        layer(x if batch_first else x.transpose(0, 1), first)
+    one = seen["Mutated"]
+    past = np.concatenate([first[:, None].numpy(), one["h"][:, :-1]], 1)
+    candidate = (one["h"] - (1 - one["z"]) * past) / one["z"]
+    weights = {name: p.detach().numpy() for name, p in layer.named_parameters()}
+    U = weights["weight_hh"][-H:]
+    product = x.numpy() @ weights["weight_x"][-H:].T
+    inside = {"mut1": x.numpy(), "mut1_code": product + weights.get("bias_x", 0)}.get(variant)
+    of_x = product if inside is None else np.tanh(inside)
+    a = (one["r"] * past) @ U.T + of_x + weights["bias"][-H:]
+    np.testing.assert_allclose(candidate, np.tanh(a), atol=1e-12)
+
+
+def test_the_gates_of_nodes_make_their_output():
+    layer, x, first = layers.HighwayNodes(D, H).double(), floats(B, T, D), floats(B, H)
+    with record(layer) as seen:
+        y, _ = layer(x, first)
+    made = [seen[f"HighwayNodes.n{place}"]["h"] for place in layer.nodes.read]
+    assert_close(np.mean(made, 0), y)
+    past = torch.cat([first[:, None], y[:, :-1]], 1)
+    weight = layer.weight_hh[0, :H]
+    a = x @ layer.weight_ih[:H].T + past @ weight.T
+    assert_close(seen["HighwayNodes.n0"]["c"], torch.sigmoid(a))
 
 
 @pytest.mark.parametrize("impl", ["reference", "fused", "auto"])
