@@ -30,7 +30,7 @@ from gatelib.nn.gru import GRU
 from gatelib.nn.highway import RecurrentHighway
 from gatelib.nn.recurrent import Recurrent
 from gatelib.nn.rnn import Jordan, SkipRNN
-from gatelib.nn.searched import HighwayNodes, Mutated, _node
+from gatelib.nn.searched import HighwayNodes, Mutated
 
 __all__ = ["RECURRENT", "Reader", "Role", "inside"]
 
@@ -280,13 +280,20 @@ def _read_jordan(module: Jordan, arguments: list[Any], result: Any) -> dict[str,
     return {"": {name: inside(value, lengths) for name, value in found.items()}}
 
 
+def _before(module: Any, arguments: list[Any], result: Any) -> tuple[Tensor, Tensor]:
+    """The input, and the output one step before, all steps of time at once: both (B, T, ·)."""
+    x, start, _ = arguments
+    batch_first = getattr(module, "batch_first", True)
+    x, h = (v if batch_first else v.transpose(0, 1) for v in (x, result[0]))
+    first = h.new_zeros(len(h), module.hidden_size) if start is None else start.to(h)
+    return x, before(Sequence(h, torch.empty(0)), first, reverse=False)
+
+
 def _read_recurrent_highway(
     module: RecurrentHighway, arguments: list[Any], result: Any
 ) -> dict[str, Gates]:
     """Candidate, gates and state of each micro-step, all steps of time at once."""
-    x, start, lengths = arguments
-    first = result[0].new_zeros(len(x), module.hidden_size) if start is None else start
-    s = before(Sequence(result[0], torch.empty(0)), first.to(result[0]), reverse=False)
+    x, s = _before(module, arguments, result)
     found = {}
     for layer in range(module.depth):
         a = F.linear(s, module.weight_hh[layer], None if layer == 0 else module.bias[layer])
@@ -295,7 +302,7 @@ def _read_recurrent_highway(
         s = t * n + c * s
         named = {"n": n, "t": t, "c": c, "h": s}
         path = f".l{layer}" if module.depth > 1 else ""
-        found[path] = {name: inside(value, lengths) for name, value in named.items()}
+        found[path] = {name: inside(value, arguments[2]) for name, value in named.items()}
     return found
 
 
@@ -306,40 +313,22 @@ def _recurrent_highway_role(module: RecurrentHighway) -> Role:
     return role if module.depth == 1 else Role(role.free)
 
 
-def _before(module: Any, arguments: list[Any], result: Any) -> tuple[Tensor, Tensor]:
-    """The input, and the output one step before, all steps of time at once: both (B, T, ·)."""
-    x, start, _ = arguments
-    x, h = (v if module.batch_first else v.transpose(0, 1) for v in (x, result[0]))
-    first = h.new_zeros(len(h), module.hidden_size) if start is None else start.to(h)
-    return x, before(Sequence(h, torch.empty(0)), first, reverse=False)
-
-
 def _read_mutated(module: Mutated, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """z, r and the state h, from the states that were seen."""
     x, past = _before(module, arguments, result)
-    a_z, a_r, _ = F.linear(x, module.weight_ih, module._added).chunk(3, -1)
-    U = dict(zip(module.of_h, module.weight_hh.chunk(len(module.of_h)), strict=True))
-    seen = torch.tanh(past) if module.variant == "mut3" else past
-    a_z = a_z + F.linear(seen, U["z"]) if "z" in U else a_z
-    named = {"z": torch.sigmoid(a_z), "r": torch.sigmoid(a_r + F.linear(past, U["r"]))}
-    found = {name: inside(value, arguments[2]) for name, value in named.items()}
+    z, r = module.gates(F.linear(x, module.weight_ih, module.bias_ih), past)
+    found = {name: inside(value, arguments[2]) for name, value in (("z", z), ("r", r))}
     return {"": found | {"h": inside(result[0], arguments[2], module.batch_first)}}
 
 
 def _read_nodes(module: HighwayNodes, arguments: list[Any], result: Any) -> dict[str, Gates]:
     """The gate c of each node, and the value h that the node makes."""
     x, past = _before(module, arguments, result)
-    made: list[Tensor] = []
-    found: dict[str, Gates] = {}
-    for place, (activation, source) in enumerate([("tanh", 0), *module.nodes.steps]):
-        s = made[source] if place else past
-        packed = F.linear(s, module.weight_hh[place])
-        packed = packed if place else packed + F.linear(x, module.weight_ih)
-        made.append(_node(activation, packed, s))
-        c = torch.sigmoid(packed.chunk(2, -1)[0])
-        named = {"c": c, "h": made[place]}
-        found[f".n{place}"] = {name: inside(v, arguments[2]) for name, v in named.items()}
-    return found
+    made = module.gates(F.linear(x, module.weight_ih), past)
+    return {
+        f".n{place}": {"c": inside(c, arguments[2]), "h": inside(s, arguments[2])}
+        for place, (c, s) in enumerate(made)
+    }
 
 
 RECURRENT: list[tuple[tuple[type, ...], Reader]] = [

@@ -126,7 +126,7 @@ class RNNCell(_Family, DropInCell[Tensor]):
 
 
 class _Loop(nn.Module):
-    """What Jordan and SkipRNN share: parameters, checks, and the loop over time.
+    """What Jordan, SkipRNN and the searched cells share: parameters, checks, a loop over time.
 
     A class says its parameters' shapes, the shape of its state, its step and how it takes and
     gives its state.

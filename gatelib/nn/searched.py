@@ -109,7 +109,7 @@ class Mutated(_Loop):
         return torch.cat([blocks.get(k, itself) for k in "zrn"])
 
     @property
-    def _added(self) -> Tensor:
+    def bias_ih(self) -> Tensor:
         """(3·H,), what is added to that; MUT1's b_n is added to U_n (r * h) alone."""
         if self.squashed_alone:
             b, size = self.bias, 2 * self.hidden_size
@@ -117,7 +117,7 @@ class Mutated(_Loop):
             return torch.cat([b[:size], inside])
         return self.bias
 
-    _bias = "_added"
+    _bias = "bias_ih"
 
     @property
     def squashed_alone(self) -> bool:
@@ -131,17 +131,23 @@ class Mutated(_Loop):
         return self.weight_hh
 
     def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
-        x_z, x_r, x_n = from_input.chunk(3, -1)
         h = state[0].to(from_input.dtype)
-        U = dict(zip(self.of_h, matrix.chunk(len(self.of_h)), strict=True))
-        seen = torch.tanh(h) if self.variant == "mut3" else h
-        z = torch.sigmoid(x_z + F.linear(seen, U["z"]) if "z" in U else x_z)
-        r = torch.sigmoid(x_r + F.linear(h, U["r"]))
+        z, r = self.gates(from_input, h)
+        x_n = from_input[..., 2 * self.hidden_size :]
         if self.squashed_alone:
             x_n = torch.tanh(x_n) + self.bias[2 * self.hidden_size :]
-        n = torch.tanh(F.linear(r * h, U["n"]) + x_n)
+        n = torch.tanh(F.linear(r * h, matrix[-self.hidden_size :]) + x_n)
         new = z * n + (1 - z) * state[0]
         return new.to(from_input.dtype), (new,)
+
+    def gates(self, from_input: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """z and r, (..., H) each, of what `weight_ih` and `bias_ih` make of the input, (..., 3·H),
+        and of the state before (..., H)."""
+        x_z, x_r, _ = from_input.chunk(3, -1)
+        U = dict(zip(self.of_h, self.weight_hh.chunk(len(self.of_h)), strict=True))
+        seen = torch.tanh(h) if self.variant == "mut3" else h
+        z = torch.sigmoid(x_z + F.linear(seen, U["z"]) if "z" in U else x_z)
+        return z, torch.sigmoid(x_r + F.linear(h, U["r"]))
 
     def extra_repr(self) -> str:
         """Sizes and the variant."""
@@ -209,20 +215,29 @@ class HighwayNodes(_Loop):
         return self.weight_hh
 
     def _step(self, from_input: Tensor, state: States, matrix: Tensor) -> tuple[Tensor, States]:
-        narrow, h = from_input.dtype, state[0]
-        made = [_node("tanh", from_input + F.linear(h.to(narrow), matrix[0]), h)]
+        made = self.gates(from_input, state[0])
+        new = torch.stack([made[i][1] for i in self.nodes.read]).mean(0)
+        return new.to(from_input.dtype), (new,)
+
+    def gates(self, from_input: Tensor, h: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(c, s) of each node, (..., H) both: its gate, and the value that it makes.
+
+        from_input: W x, (..., 2·H); h: the state before, (..., H).
+        """
+        narrow, weight = from_input.dtype, self.weight_hh
+        made = [_node("tanh", from_input + F.linear(h.to(narrow), weight[0]), h)]
         for i, (activation, place) in enumerate(self.nodes.steps, 1):
-            s = made[place]
-            made.append(_node(activation, F.linear(s.to(narrow), matrix[i]), s))
-        new = torch.stack([made[i] for i in self.nodes.read]).mean(0)
-        return new.to(narrow), (new,)
+            s = made[place][1]
+            made.append(_node(activation, F.linear(s.to(narrow), weight[i]), s))
+        return made
 
     def extra_repr(self) -> str:
         """Sizes, and how many nodes there are."""
         return f"{self.input_size}, {self.hidden_size}, {len(self.nodes.steps) + 1} nodes"
 
 
-def _node(activation: str, packed: Tensor, s: Tensor) -> Tensor:
-    """A step from s towards a candidate."""
-    c, n = packed.chunk(2, -1)
-    return s + torch.sigmoid(c) * (_ACTIVATIONS[activation](n) - s)
+def _node(activation: str, packed: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """A gate, and the step from s towards a candidate that it lets pass."""
+    a_c, a_n = packed.chunk(2, -1)
+    c = torch.sigmoid(a_c)
+    return c, s + c * (_ACTIVATIONS[activation](a_n) - s)

@@ -12,7 +12,7 @@ A cell of N nodes has `W` (2·H, D) for its first node, and `U` (N, 2·H, H), ga
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from gatelib.reference.gate import sigmoid
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,11 @@ def initialize(
     rng: np.random.Generator, input_size: int, hidden_size: int, variant: str = "mut1"
 ) -> Weights:
     """Uniform weights in ±1/√H, as torch draws them."""
-    bound, shapes = 1 / np.sqrt(hidden_size), _shapes(_variant(variant), input_size, hidden_size)
+    return _drawn(rng, _shapes(_variant(variant), input_size, hidden_size), hidden_size)
+
+
+def _drawn(rng: np.random.Generator, shapes: Shapes, hidden: int) -> Weights:
+    bound = 1 / np.sqrt(hidden)
     return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
 
 
@@ -134,12 +139,19 @@ def backward(dy: Array, dh: Array | None, saved: Saved) -> Weights:
     dy (B, T, H); dh (B, H), zeros if absent. Returns `x` (B, T, D), `h0` (B, H) and one gradient
     for each weight.
     """
+    return _through_time(_step_back, dy, dh, saved)
+
+
+StepBack = Callable[[Saved, int, Array, Weights], tuple[Array, Array]]
+
+
+def _through_time(step_back: StepBack, dy: Array, dh: Array | None, saved: Saved) -> Weights:
+    """All gradients, from those of one step: a row's state is kept past its length."""
     found = {name: np.zeros_like(value) for name, value in saved.weights.items()}
     found["x"], dh = np.zeros_like(saved.x), np.zeros_like(saved.h[0]) if dh is None else dh
     for t in reversed(range(len(saved.steps))):
         live = saved.live[:, t, None]
-        into = live * (dh + dy[:, t])
-        back, found["x"][:, t] = _step_back(saved, t, into, found)
+        back, found["x"][:, t] = step_back(saved, t, live * (dh + dy[:, t]), found)
         dh = np.where(live, back, dh)
     return found | {"h0": dh}
 
@@ -177,8 +189,8 @@ def _blocks(packed: Array, of: str) -> Weights:
     return {k: packed[i * size : (i + 1) * size] for i, k in enumerate(of)}
 
 
-def _shapes(kind: Variant, features: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"W": (len(kind.of_x) * hidden, features)}
+def _shapes(kind: Variant, features: int, hidden: int) -> Shapes:
+    found: Shapes = {"W": (len(kind.of_x) * hidden, features)}
     found |= {"U": (len(kind.of_h) * hidden, hidden), "b": (3 * hidden,)}
     return found | ({"c": (hidden,)} if kind.candidate == "product" else {})
 
@@ -199,9 +211,11 @@ def initialize_nodes(
     rng: np.random.Generator, input_size: int, hidden_size: int, count: int
 ) -> Weights:
     """Weights of `count` nodes, uniform in ±1/√H."""
-    bound = 1 / np.sqrt(hidden_size)
-    shapes = {"W": (2 * hidden_size, input_size), "U": (count, 2 * hidden_size, hidden_size)}
-    return {name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()}
+    return _drawn(rng, _node_shapes(count, input_size, hidden_size), hidden_size)
+
+
+def _node_shapes(count: int, features: int, hidden: int) -> Shapes:
+    return {"W": (2 * hidden, features), "U": (count, 2 * hidden, hidden)}
 
 
 def forward_nodes(
@@ -222,8 +236,7 @@ def forward_nodes(
     """
     check_input(x)
     hidden = weights["U"].shape[-1] if "U" in weights else 0
-    shapes = {"W": (2 * hidden, x.shape[2]), "U": (len(steps) + 1, 2 * hidden, hidden)}
-    check_weights(weights, shapes, x)
+    check_weights(weights, _node_shapes(len(steps) + 1, x.shape[2], hidden), x)
     _check_nodes(steps, read)
     kind = ([("tanh", -1), *steps], tuple(read))
     saved = Saved(kind, weights, x, live_steps(lengths, x), [initial_state(h0, "h0", x, hidden)])
@@ -247,13 +260,7 @@ def _nodes(steps: Steps, w: Weights, x: Array, h: Array) -> list[tuple[Array, Ar
 
 def backward_nodes(dy: Array, dh: Array | None, saved: Saved) -> Weights:
     """Gradients by `x`, `h0` and each weight, from those by the outputs and by the final state."""
-    found = {name: np.zeros_like(value) for name, value in saved.weights.items()}
-    found["x"], dh = np.zeros_like(saved.x), np.zeros_like(saved.h[0]) if dh is None else dh
-    for t in reversed(range(len(saved.steps))):
-        live = saved.live[:, t, None]
-        back, found["x"][:, t] = _nodes_back(saved, t, live * (dh + dy[:, t]), found)
-        dh = np.where(live, back, dh)
-    return found | {"h0": dh}
+    return _through_time(_nodes_back, dy, dh, saved)
 
 
 def _nodes_back(saved: Saved, t: int, dh: Array, found: Weights) -> tuple[Array, Array]:

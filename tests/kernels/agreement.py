@@ -17,7 +17,7 @@ from gatelib.kernels import scan as kernel
 from gatelib.kernels.launch import interpreted
 from gatelib.kernels.scan import scan
 from gatelib.spec import Spec
-from tests.kernels.triton_cells import all_specs, params_of
+from tests.kernels.triton_cells import all_specs, gates_given, params_of
 
 if not interpreted() and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
@@ -44,7 +44,7 @@ FUNCTIONS = (
     "sigmoid tanh relu exp softplus silu gelu normal_cdf normal_pdf hardsigmoid step identity"
 )
 POSITIVE = {"epsilon", "s_prev", "t", "v_prev"}
-SHARES = {"alpha", "beta1", "beta2", "mu", "n_prev", "p", "p_prev", "q_prev", "u", "z"}
+SHARES = {"alpha", "beta1", "beta2", "mu", "n_prev", "p", "p_prev", "q_prev", "u"}
 SPECS = all_specs(HIDDEN, CONSTANT)
 CELLS = [s for s in SPECS if s.carries]
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -70,11 +70,11 @@ def together(values):
     return values if isinstance(values, tuple) else (values,)
 
 
-def draw(name, shape, dtype, seed=0):
+def draw(name, shape, dtype, seed=0, shares=SHARES):
     """A value in the domain of its name, the same for the same name and seed."""
     generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    x = 1 + x.abs() if name in POSITIVE else torch.sigmoid(x) if name in SHARES else x
+    x = 1 + x.abs() if name in POSITIVE else torch.sigmoid(x) if name in shares else x
     return x.to(dtype).to(DEVICE)
 
 
@@ -83,7 +83,8 @@ def cell_inputs(spec, shape, dtype, seed=0):
     shapes = {str(v): (batch, steps, width) for v in spec.inputs}
     shapes |= {str(v): (batch, width) for v in spec.carries}
     shapes |= dict.fromkeys(params_of(spec), (width,))
-    return {n: draw(n, s, dtype, seed).requires_grad_() for n, s in shapes.items()}
+    shares = SHARES | gates_given(spec)
+    return {n: draw(n, s, dtype, seed, shares).requires_grad_() for n, s in shapes.items()}
 
 
 def step_by_step(spec, inputs):

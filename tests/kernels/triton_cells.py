@@ -10,7 +10,17 @@ from gatelib import equations
 from gatelib.equations.lstm import LSTM, PEEPHOLE
 from gatelib.spec import Spec
 
-__all__ = ["LSTM", "MINGRU", "PEEPHOLE", "RGLRU", "SLSTM", "all_specs", "named", "params_of"]
+__all__ = [
+    "LSTM",
+    "MINGRU",
+    "PEEPHOLE",
+    "RGLRU",
+    "SLSTM",
+    "all_specs",
+    "gates_given",
+    "named",
+    "params_of",
+]
 
 
 def parse(name, signature, *lines):
@@ -47,6 +57,17 @@ PARAMS = {"w", "w_i", "w_f", "w_o"}
 def params_of(spec):
     """Inputs that are one vector for all steps, in a Spec that has steps."""
     return tuple(str(v) for v in spec.inputs if str(v) in PARAMS and spec.carries)
+
+
+def gates_given(spec):
+    """The inputs of a stage that an earlier stage of a cell makes by a sigmoid."""
+    found = set()
+    for known in equations.ALL.values():
+        for place, stage in enumerate(known.stages):
+            made = [line for earlier in known.stages[:place] for line in earlier.equations]
+            gates = {v for v, e in made if e.func.__name__ == "sigmoid"}
+            found |= gates & {*stage.inputs} if stage == spec else set()
+    return {str(v) for v in found}
 
 
 def all_specs(*more):

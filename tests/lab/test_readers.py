@@ -18,6 +18,7 @@ from gatelib.equations import lstm as lstm_cells
 from gatelib.lab import passport, record
 from gatelib.lab.instruments import half_life, jacobian_spectrum
 from gatelib.lab.readers import WITHOUT_GATES, reader_of
+from gatelib.reference import searched
 from gatelib.spec import Spec
 
 B, T, D, H = 2, 5, 3, 4
@@ -180,10 +181,24 @@ def test_the_gates_of_nodes_make_their_output():
         y, _ = layer(x, first)
     made = [seen[f"HighwayNodes.n{place}"]["h"] for place in layer.nodes.read]
     assert_close(np.mean(made, 0), y)
-    past = torch.cat([first[:, None], y[:, :-1]], 1)
-    weight = layer.weight_hh[0, :H]
-    a = x @ layer.weight_ih[:H].T + past @ weight.T
-    assert_close(seen["HighwayNodes.n0"]["c"], torch.sigmoid(a))
+    weights = {"W": layer.weight_ih, "U": layer.weight_hh}
+    weights = {name: value.detach().numpy() for name, value in weights.items()}
+    *_, saved = searched.forward_nodes(x.numpy(), weights, *layer.nodes, first.numpy())
+    for place in range(len(layer.nodes.steps) + 1):
+        for k, name in ((0, "c"), (2, "h")):
+            by_hand = torch.tensor(np.stack([step[place][k] for step in saved.steps], 1))
+            assert_close(seen[f"HighwayNodes.n{place}"][name], by_hand)
+
+
+@pytest.mark.parametrize("name", ["Mutated", "HighwayNodes", "RecurrentHighway"])
+def test_past_the_length_of_a_row_there_are_no_gates(name):
+    layer, (x,) = MADE[name]()
+    with record(layer.double()) as seen:
+        layer(x, None, torch.tensor([T, 2]))
+    for gates in seen.values():
+        for value in gates.values():
+            assert np.isfinite(value[0]).all() and np.isfinite(value[1, :2]).all()
+            assert np.isnan(value[1, 2:]).all()
 
 
 @pytest.mark.parametrize("impl", ["reference", "fused", "auto"])
