@@ -370,7 +370,9 @@ def test_what_validates_draws_the_same_examples_each_time():
     assert 'load_profile("ci")' in (ROOT / "tests" / "conftest.py").read_text()
     assert "--hypothesis-profile=wide" in (ROOT / "Makefile").read_text()
     weekly = yaml.safe_load((ROOT / ".github" / "workflows" / "random.yml").read_text())
-    assert any("make random" in step.get("run", "") for step in weekly["jobs"]["random"]["steps"])
+    runs = [step["run"] for step in weekly["jobs"]["random"]["steps"] if "run" in step]
+    assert "make random RUNS=20" in runs
+    assert all("--hypothesis-profile=wide" in run for run in runs if "pytest" in run)
 
 
 def test_no_test_chooses_its_own_way_to_draw():

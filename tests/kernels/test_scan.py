@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[2]
 compiles = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
 
-def run_cases(name, **environment):
+def run_cases(name, *options):
     """Run all cases of a file under the interpreter; returns (passed count, the report)."""
-    env = os.environ | environment | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pytest", f"tests/kernels/{name}", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", "no:nbval", "--timeout=900", "-s"]
+    command += ["-p", "no:cacheprovider", "-p", "no:nbval", "--timeout=900", "-s", *options]
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     return int(re.search(r"(\d+) passed", run.stdout)[1]), run.stdout
@@ -47,9 +47,10 @@ def test_kernels_agree_with_autograd_under_the_interpreter(name, least):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_random_gates_compute_what_their_authors_wrote():
-    """RANDOM_GATES says how many (2,000 each week); ten thousand were run once."""
-    passed, report = run_cases("random_cases.py")
+def test_random_gates_compute_what_their_authors_wrote(pytestconfig):
+    """RANDOM_GATES says how many (2,000 new ones each week); ten thousand were run once."""
+    profile = pytestconfig.getoption("--hypothesis-profile") or "ci"
+    passed, report = run_cases("random_cases.py", f"--hypothesis-profile={profile}")
     print(report)
     assert passed == 3
 
